@@ -1,0 +1,214 @@
+"""What the controller asks of a backend: four verbs, and abilities it may have besides.
+
+Write down before you create: `start` yields the handle it is *about* to create, then each better one, and the
+caller stores each before asking for the next. `stop` takes any handle ever yielded, any number of times, also while
+nothing of it exists. A backend keeps no state of its own in memory that a restart would lose.
+"""
+
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from cu_fleet.model.desktop import Handle
+from cu_fleet.model.profile import Profile
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All a backend needs to make a desktop."""
+
+    desktop: str  # its id; names of resources come from it
+    profile: Profile
+    boot: str  # a fresh nonce for every start; the running desktop shows it
+    label: str  # the name shown on the desktop's own screen, "codex-a" or "dk_…"
+    snapshot: str | None = None  # begin with this saved state instead of a clean one
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where RFB answers. `connect` returns a connected, non-blocking stream socket."""
+
+    connect: Callable[[], Awaitable[socket.socket]]
+    where: str  # for people
+    password: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A resource that bears our label, whoever left it there."""
+
+    desktop: str
+    handle: Handle
+    what: str  # for people: "sandbox", "container", "files"
+
+
+class Process(Protocol):
+    """A command running inside a desktop. Everything it says may be a lie, and is bounded by who reads it."""
+
+    async def write(self, data: bytes) -> None: ...
+
+    async def close_stdin(self) -> None: ...
+
+    def output(self) -> AsyncIterator[tuple[int, bytes]]:
+        """Chunks as they come: (1, from stdout) and (2, from stderr); ends when both have."""
+        ...
+
+    async def wait(self) -> int:
+        """The exit code; 128 + N for signal N."""
+        ...
+
+    async def kill(self) -> None:
+        """End it and what it started, if it still runs."""
+        ...
+
+
+class Exec(Protocol):
+    async def exec(
+        self,
+        handle: Handle,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> Process: ...
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a backend says of a snapshot it made."""
+
+    kind: str  # "disk" or "memory"
+    size_bytes: int
+
+
+class Snapshots(Protocol):
+    async def save(self, handle: Handle, snapshot: str) -> Saved:
+        """Save the desktop's state under this id, whole or not at all. It is frozen only while that needs it."""
+        ...
+
+    def restore(self, handle: Handle, spec: Spec) -> AsyncIterator[Handle]:
+        """Put the desktop back to `spec.snapshot`, or to clean if that is None, and start a fresh screen.
+
+        Ends every process of it first. Yields handles like `start`. May be called again after a crash at any point.
+        """
+        ...
+
+    async def delete(self, snapshot: str) -> None:
+        """Remove it, if it is there."""
+        ...
+
+    async def saved(self) -> list[str]:
+        """The ids of all snapshots here, whole or not."""
+        ...
+
+
+class Freeze(Protocol):
+    async def freeze(self, handle: Handle) -> None: ...
+
+    async def thaw(self, handle: Handle) -> None: ...
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    path: str  # below the slot, with slashes
+    kind: str  # "file", "dir", "link", "other"
+    size: int
+    mtime: float
+    mode: int
+
+
+class Files(Protocol):
+    """The desktop's slot, seen inside as `~/Shared`. A path never leaves it, whatever links lie in it."""
+
+    async def put(self, handle: Handle, path: str, data: AsyncIterator[bytes], *, mode: int = 0o644) -> int:
+        """Write a file, whole or not at all, making folders on the way. Returns its size."""
+        ...
+
+    def get(self, handle: Handle, path: str) -> AsyncIterator[bytes]: ...
+
+    async def listing(self, handle: Handle, path: str = "") -> list[FileInfo]: ...
+
+    async def remove(self, handle: Handle, path: str) -> None:
+        """Remove a file or a folder with all in it; nothing if it is not there. An empty path empties the slot."""
+        ...
+
+
+class Network(Protocol):
+    """The network modes a profile may ask this backend for."""
+
+    modes: frozenset[str]
+
+
+class Logs(Protocol):
+    async def logs(self, handle: Handle) -> str: ...
+
+
+@dataclass(frozen=True)
+class Usage:
+    memory_bytes: int | None = None  # private memory of all its processes
+    processes: int | None = None
+    cpu_seconds: float | None = None
+
+
+class Meter(Protocol):
+    async def usage(self, handle: Handle) -> Usage: ...
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of `doctor`: what was looked at, how it is, and the command that mends it."""
+
+    name: str
+    ok: bool
+    detail: str
+    needed: bool = True  # False: things work without it, and `detail` says what is lost
+    fix: tuple[tuple[str, ...], ...] = ()  # commands, run as root, that mend it
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What a backend can do beyond the four verbs; None where it cannot."""
+
+    snapshots: Snapshots | None = None
+    exec: Exec | None = None
+    freeze: Freeze | None = None
+    files: Files | None = None
+    network: Network | None = None
+    logs: Logs | None = None
+    meter: Meter | None = None
+
+
+class Backend(Protocol):
+    name: str
+    abilities: Abilities
+
+    def start(self, spec: Spec) -> AsyncIterator[Handle]:
+        """Make the desktop. When the iterator ends, the screen answers at `endpoint`."""
+        ...
+
+    async def stop(self, handle: Handle) -> None:
+        """Take away all there is of it, and return when nothing is left."""
+        ...
+
+    async def endpoint(self, handle: Handle) -> Endpoint | None:
+        """Where RFB answers, or None if this desktop does not run."""
+        ...
+
+    async def found(self) -> list[Found]:
+        """Everything of this fleet that exists here, in whatever state."""
+        ...
+
+    async def check(self, profile: Profile | None = None) -> list[Check]:
+        """What this machine has and lacks for this backend (and this profile)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a backend may keep things, and whose they are."""
+
+    home: Path  # the fleet's home; a backend keeps to its own folder in it
+    fleet: str  # the fleet's id: part of every label
+    profile_dirs: tuple[Path, ...] = field(default=())

@@ -1,0 +1,78 @@
+"""What the controller asks of a store.
+
+Work happens in transactions: a plain function is given a `Tx`, and either all it wrote lands or nothing does. One
+thread runs them one after another, so a function reads what it then changes without races; the unique indexes
+still referee, so that even a wrong function cannot grant one desktop twice.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
+
+from cu_fleet.model.audit import Draft, Entry
+from cu_fleet.model.errors import ConflictError
+from cu_fleet.model.record import Record
+
+R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+
+
+class TakenError(ConflictError):
+    """A unique index refused the write: somebody else holds it."""
+
+    default_code = "taken"
+
+
+class Tx(Protocol):
+    """One transaction. Valid only inside the function it was given to."""
+
+    def get(self, kind: type[R], key: str) -> R | None: ...
+
+    def find(self, kind: type[R], **equal: object) -> list[R]:
+        """The records whose columns equal the values given (a tuple, list or set means any of them), oldest first."""
+        ...
+
+    def put(self, record: Record) -> None:
+        """Write a record, new or changed. Raises TakenError if a unique index refuses it."""
+        ...
+
+    def delete(self, record: Record) -> None: ...
+
+    def next_number(self, name: str) -> int:
+        """The next of a lasting sequence of numbers, counting from 1."""
+        ...
+
+    def append(self, draft: Draft) -> Entry:
+        """Add an entry to the audit chain, in this same transaction."""
+        ...
+
+    def head(self) -> Entry | None:
+        """The newest audit entry."""
+        ...
+
+    def entries(self, *, after: int = 0, limit: int = 1000, **equal: object) -> list[Entry]:
+        """Audit entries by number, those whose columns equal the values given."""
+        ...
+
+    def get_meta(self, name: str) -> str | None: ...
+
+    def set_meta(self, name: str, value: str) -> None: ...
+
+
+class Store(Protocol):
+    async def transact(self, work: Callable[[Tx], T]) -> T:
+        """Run `work` in one transaction, and return what it returns. A raised error undoes all of it."""
+        ...
+
+    async def make_durable(self) -> None:
+        """Return when all that was committed would outlive a loss of power."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+def all_entries(tx: Tx, batch: int = 1000) -> Iterator[Entry]:
+    """The whole audit chain, in order."""
+    after = 0
+    while entries := tx.entries(after=after, limit=batch):
+        yield from entries
+        after = entries[-1].seq
