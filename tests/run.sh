@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Sets up what is missing and runs every check and test of cu-fleet, on Debian 12 or newer or Ubuntu 22.04 or newer.
+#
+#   tests/run.sh [--quick] [PYTEST ARGUMENT…]
+#
+#   --quick   installs nothing but the Python environment, and leaves out tests that start real desktops or take minutes
+#
+# A line for each step, what failed in full, and a verdict; everything else is in reports/. Where CI is set, a test that
+# is skipped because something is missing counts as failed.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+quick=
+[ "${1:-}" = --quick ] && { quick=1; shift; }
+venv=${CU_FLEET_VENV:-$PWD/.venv}
+mkdir -p reports && rm -f reports/*.log reports/pytest.xml
+steps=() failed=0
+started=$(date +%s%N)
+
+seconds_since() { awk -v a="$1" -v b="$(date +%s%N)" 'BEGIN { printf "%.1f s", (b - a) / 1e9 }'; }
+
+# step NAME COMMAND… - runs it into reports/NAME.log, and shows the log's end if it failed.
+step() {
+  local name=$1 at result=ok
+  shift
+  at=$(date +%s%N)
+  if ! "$@" >"reports/$name.log" 2>&1; then
+    result=FAILED failed=1
+    printf '\n'; tail -n 60 "reports/$name.log"; printf '\n'
+  fi
+  note "$name" "$result" "$at"
+}
+
+note() {
+  local line
+  line=$(printf '%-8s %-6s %9s' "$1" "$2" "$(seconds_since "$3")")
+  steps+=("$line"); echo "$line"
+}
+
+install() {
+  if [ -n "$quick" ]; then examples/install.sh --venv-only --extra dev
+  else examples/install.sh --extra dev chromium mousepad xclip postgresql; fi
+}
+
+# Pytest as it goes by, so that a long run is seen to live; the log keeps it, and the last line is pytest's own count.
+run_pytest() {
+  local at result=ok marks=() code
+  [ -z "$quick" ] || marks=(-m "not real and not slow")
+  at=$(date +%s%N)
+  "$venv/bin/python" -m pytest "${marks[@]}" --junitxml=reports/pytest.xml "$@" 2>&1 | tee reports/pytest.log
+  code=${PIPESTATUS[0]}
+  [ "$code" = 0 ] || { result=FAILED; failed=1; }
+  note pytest "$result" "$at"
+  [ -z "${CI:-}" ] || step skipped refuse_skips
+}
+
+refuse_skips() {
+  "$venv/bin/python" - reports/pytest.xml <<'PY'
+import sys
+from xml.etree import ElementTree
+
+skips = [
+    f"{case.get('classname')}.{case.get('name')}: {skip.get('message')}"
+    for case in ElementTree.parse(sys.argv[1]).iter("testcase")
+    for skip in case.findall("skipped")
+    if skip.get("type") != "pytest.xfail"
+]
+print("\n".join(["something is missing here, and CI is set:", *skips]) if skips else "none")
+sys.exit(bool(skips))
+PY
+}
+
+echo "cu-fleet tests${quick:+ (quick)}: $(. /etc/os-release && echo "$PRETTY_NAME"), $(nproc) cores, user $(id -un)"
+step install install
+unset CU_FLEET_VENV
+for name in "${!CU_FLEET_@}"; do unset "$name"; done  # a controller of yours is not ours to test
+if [ "$failed" = 0 ]; then
+  step ruff "$venv/bin/ruff" check .
+  step format "$venv/bin/ruff" format --check .
+  step types "$venv/bin/mypy"
+  step imports "$venv/bin/lint-imports"
+  run_pytest "$@"
+fi
+
+printf '\n'
+printf '  %s\n' "${steps[@]}"
+tail -n 1 reports/pytest.log 2>/dev/null
+if [ "$failed" = 0 ]; then echo "PASSED in $(seconds_since "$started")"
+else echo "FAILED in $(seconds_since "$started"); logs are in reports/"; fi
+exit "$failed"
