@@ -1,0 +1,1 @@
+"""HOW A SCREEN SPEAKS: RFB bytes in, events out; asyncio is met only in `screen` and `hands`."""
