@@ -20,6 +20,7 @@ class Stage(StrEnum):
     READY = "ready"  # clean, proven, and nobody's
     HELD = "held"  # one live lease has it
     CLEANING = "cleaning"  # being rolled back
+    PARKING = "parking"  # a named desktop on its way to sleep
     PARKED = "parked"  # a named desktop asleep: its files are saved, nothing runs
     QUARANTINED = "quarantined"  # its cleaning could not be proved: never granted again
     STOPPING = "stopping"  # being taken away
@@ -30,9 +31,11 @@ class Event(StrEnum):
     START = "start"
     PROVED = "proved"
     GRANT = "grant"
-    HAND_BACK = "hand back"  # a lease ended and the desktop may keep its state
+    HAND_BACK = "hand back"  # a lease ended and the desktop keeps its state
     CLEAN = "clean"
+    GIVE_BACK = "give back"  # restored to a snapshot under a live lease
     PARK = "park"
+    SLEEP = "sleep"
     DISTRUST = "distrust"
     STOP = "stop"
     STOPPED = "stopped"
@@ -49,7 +52,7 @@ TRANSITIONS: dict[Stage, dict[Event, Stage]] = {
     Stage.READY: {
         Event.GRANT: Stage.HELD,
         Event.CLEAN: Stage.CLEANING,
-        Event.PARK: Stage.PARKED,
+        Event.PARK: Stage.PARKING,
         Event.STOP: Stage.STOPPING,
         Event.DISTRUST: Stage.QUARANTINED,
     },
@@ -62,6 +65,13 @@ TRANSITIONS: dict[Stage, dict[Event, Stage]] = {
     Stage.CLEANING: {
         Event.CLEAN: Stage.CLEANING,
         Event.PROVED: Stage.READY,
+        Event.GIVE_BACK: Stage.HELD,
+        Event.STOP: Stage.STOPPING,
+        Event.DISTRUST: Stage.QUARANTINED,
+    },
+    Stage.PARKING: {
+        Event.PARK: Stage.PARKING,
+        Event.SLEEP: Stage.PARKED,
         Event.STOP: Stage.STOPPING,
         Event.DISTRUST: Stage.QUARANTINED,
     },
@@ -71,7 +81,10 @@ TRANSITIONS: dict[Stage, dict[Event, Stage]] = {
     Stage.GONE: {},
 }
 
+NOT_GONE = tuple(stage.value for stage in Stage if stage is not Stage.GONE)
 RUNNING = frozenset({Stage.READY, Stage.HELD})
+RESTING = frozenset({Stage.READY, Stage.HELD, Stage.PARKED, Stage.QUARANTINED, Stage.GONE})
+COMING = frozenset({Stage.PLANNED, Stage.STARTING, Stage.CLEANING})  # will be ready without anyone's doing
 TAKES_ROOM = frozenset(Stage) - {Stage.GONE, Stage.PARKED}
 
 
@@ -93,6 +106,7 @@ class Desktop(Record):
     height: int
     frozen: bool = False
     owner: str | None = None  # named desktops: whose state lies in it
+    target: str | None = None  # the snapshot it is being put back to; None: clean
     parked_in: str | None = None  # the snapshot a parked desktop wakes from
     note: str = ""  # why it is quarantined, or what went wrong last
     failures: int = 0

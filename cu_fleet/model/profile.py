@@ -74,6 +74,7 @@ class Profile(Value):
     warm: int = Field(0, ge=0, le=64)  # desktops kept ready
     ttl: Seconds = 15 * 60.0
     reserve: Size = 256 << 20  # memory set aside for each desktop when capacity is reckoned
+    per_agent: int | None = Field(None, ge=1)  # leases one agent may have of it at once
     shared: bool = False  # a named desktop keeps its state even when it goes to another agent
     options: dict[str, Any] = {}  # the backend's own
 

@@ -1,0 +1,295 @@
+"""The composition root: the only file that names concrete backends and stores.
+
+It prepares the home (private, one controller at a time, its secrets made once), builds the controller over what the
+settings name, and runs it behind its doors.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import importlib.resources
+import logging
+import os
+import pwd
+import secrets
+import signal
+import stat
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+from cu_fleet.backends.base import Backend, Check, Place
+from cu_fleet.backends.local import LocalBackend
+from cu_fleet.controller import Controller
+from cu_fleet.controller.record import audit_key
+from cu_fleet.controller.tokens import Mint
+from cu_fleet.model.access import Operator, Role
+from cu_fleet.model.errors import ConflictError, FleetError, InvalidError, UnavailableError
+from cu_fleet.model.profile import Profile, read_profile
+from cu_fleet.settings import Settings
+from cu_fleet.stores.base import Store, Tx
+from cu_fleet.stores.sqlite import SqliteStore
+
+log = logging.getLogger(__name__)
+
+# the home
+
+
+def prepare_home(home: Path) -> None:
+    """Make the home, or refuse one that others can read: its tokens and database are in it."""
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = home.stat()
+    except OSError as e:
+        raise UnavailableError(f"the home {home} cannot be used: {e.strerror}", remedy="set CU_FLEET_HOME") from None
+    if found.st_uid != os.geteuid():
+        owner = _user(found.st_uid)
+        raise InvalidError(
+            f"the home {home} belongs to {owner}, not to you", remedy="set CU_FLEET_HOME", code="foreign_home"
+        )
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        raise InvalidError(
+            f"others can read the home {home} (mode {stat.S_IMODE(found.st_mode):04o}), where tokens lie",
+            remedy=f"chmod 700 {home}",
+            code="open_home",
+        )
+
+
+@contextlib.contextmanager
+def locked(home: Path) -> Iterator[None]:
+    """Hold the home: one controller at a time."""
+    descriptor = os.open(home / "controller.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+            raise ConflictError(
+                f"a controller runs in {home} already (process {pid or 'unknown'})",
+                remedy="use it, or stop it: cu-fleet down",
+                code="already_running",
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def secret_of(home: Path) -> bytes:
+    """The home's one secret, made the first time: tokens and the audit record's key come from it."""
+    path = home / "secret.key"
+    with contextlib.suppress(FileExistsError):
+        fresh = home / f"secret.{os.getpid()}"
+        _write_private(fresh, secrets.token_bytes(32))
+        try:
+            os.link(fresh, path)
+        finally:
+            fresh.unlink()
+    secret = path.read_bytes()
+    if len(secret) != 32 or stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise InvalidError(f"{path} is not as it was made: 32 bytes that only you can read", code="bad_secret")
+    return secret
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+# the parts
+
+
+async def open_store(settings: Settings, secret: bytes) -> Store:
+    key = audit_key(secret)
+    if settings.database is None:
+        return await SqliteStore.open(settings.home / "fleet.db", key)
+    if settings.database.startswith(("postgresql://", "postgres://")):
+        try:
+            from cu_fleet.stores.postgres import PostgresStore
+        except ImportError:
+            raise UnavailableError(
+                "PostgreSQL needs a package that is not installed",
+                remedy='pip install "cu-fleet-controller[postgres]"',
+                code="missing_package",
+            ) from None
+        return await PostgresStore.open(settings.database, key)
+    raise InvalidError(
+        f"CU_FLEET_DATABASE: expected postgresql://…, found {settings.database.split(':', 1)[0]}:…", code="bad_setting"
+    )
+
+
+def backends_of(place: Place) -> dict[str, Backend]:
+    return {"local": LocalBackend(place)}
+
+
+def place_of(settings: Settings, fleet: str) -> Place:
+    return Place(settings.home, fleet, profile_dirs=tuple(profile_dirs(settings)))
+
+
+def profile_dirs(settings: Settings) -> list[Path]:
+    """Where profiles come from; later ones win."""
+    shipped = Path(str(importlib.resources.files("cu_fleet").joinpath("profiles")))
+    return [shipped, settings.home / "profiles"]
+
+
+def profiles(settings: Settings) -> list[tuple[Profile | None, Path, FleetError | None]]:
+    """Every profile found, with its file; one that does not parse comes with its error."""
+    out: dict[str, tuple[Profile | None, Path, FleetError | None]] = {}
+    for folder in profile_dirs(settings):
+        for path in sorted(folder.glob("*.yaml")):
+            try:
+                profile = read_profile(path)
+            except FleetError as e:
+                out[path.stem] = (None, path, e)
+            else:
+                out[profile.name] = (profile, path, None)
+    return list(out.values())
+
+
+def usable_profiles(settings: Settings) -> dict[str, tuple[Profile, str]]:
+    """The profiles of a starting controller. A broken one stops the start: nothing runs under half a policy."""
+    found: dict[str, tuple[Profile, str]] = {}
+    for profile, path, error in profiles(settings):
+        if error:
+            raise error
+        if profile:
+            found[profile.name] = (profile, str(path))
+    return found
+
+
+async def checks(settings: Settings) -> list[Check]:
+    """What `doctor` looks at, on every backend, for every profile of it."""
+    out: dict[tuple[str, str], Check] = {}
+    found = [profile for profile, _, _ in profiles(settings) if profile]
+    for name, backend in backends_of(place_of(settings, "doctor")).items():
+        for profile in [None, *(p for p in found if p.backend == name)]:
+            for check in await backend.check(profile):
+                out.setdefault((check.name, check.detail), check)
+    return list(out.values())
+
+
+# running
+
+
+@contextlib.asynccontextmanager
+async def controller_of(settings: Settings) -> AsyncIterator[Controller]:
+    """A controller over this home, not yet started. The caller holds the home's lock."""
+    secret = secret_of(settings.home)
+    store = await open_store(settings, secret)
+    try:
+        fleet = await store.transact(_fleet_id)
+        place = place_of(settings, fleet)
+        controller = Controller(
+            settings, store, backends_of(place), usable_profiles(settings), fleet=fleet, secret=secret
+        )
+        await _settle_owner(controller, settings.home, secret)
+    except BaseException:
+        await store.close()
+        raise
+    yield controller
+
+
+def _fleet_id(tx: Tx) -> str:
+    fleet = tx.get_meta("fleet")
+    if fleet is None:
+        fleet = secrets.token_hex(4)
+        tx.set_meta("fleet", fleet)
+    return fleet
+
+
+async def _settle_owner(controller: Controller, home: Path, secret: bytes) -> None:
+    """The home's owner is an operator by name, with a token in `operator.token`."""
+    name = _user(os.geteuid()).replace(" ", "-")
+
+    def work(tx: Tx) -> Operator:
+        operator = tx.get(Operator, name)
+        if operator is None:
+            operator = Operator(name=name, role=Role.ADMIN, created_at=controller.core.now())
+            tx.put(operator)
+        return operator
+
+    operator = await controller.core.read(work)
+    token = Mint.of(secret).operator(operator.name, operator.epoch)
+    _write_private(home / "operator.token", token.encode() + b"\n")
+
+
+def run_controller(settings: Settings, *, on_demand: bool, ready: Callable[[str], None]) -> None:
+    """Run a controller until it is stopped. SIGINT and SIGTERM leave its desktops running; `shutdown` ends them."""
+    import uvloop
+
+    prepare_home(settings.home)
+    _set_up_logging(settings)
+    with locked(settings.home):
+        uvloop.run(_run(settings, on_demand, ready))
+
+
+async def _run(settings: Settings, on_demand: bool, ready: Callable[[str], None]) -> None:
+    from cu_fleet.api.serve import serve
+
+    async with controller_of(settings) as controller:
+        stop = asyncio.Event()
+        everything = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+
+        def shut_down() -> None:
+            everything.set()
+            stop.set()
+
+        def listening(url: str) -> None:
+            controller.url = url
+            _write_private(settings.home / "controller.url", url.encode() + b"\n")
+            ready(url)
+
+        await controller.start()
+        try:
+            await serve(
+                controller,
+                socket_path=settings.home / "controller.sock",
+                host=settings.host,
+                port=settings.port,
+                port_fallback=on_demand,
+                ready=listening,
+                stop=stop,
+                shutdown=shut_down,
+            )
+        finally:
+            if everything.is_set():
+                await controller.shut_down()
+            else:
+                await controller.close()
+
+
+async def clean_up(settings: Settings) -> bool:
+    """End everything a controller left behind in this home, when none runs. False if there was nothing."""
+    if not (settings.home / "fleet.db").exists() and settings.database is None:
+        return False
+    prepare_home(settings.home)
+    with locked(settings.home):
+        async with controller_of(settings) as controller:
+            left = [x for backend in controller.core.backends.values() for x in await backend.found()]
+            if not left:
+                await controller.core.store.close()
+                return False
+            await controller.start()
+            await controller.shut_down()
+            return True
+
+
+def _set_up_logging(settings: Settings) -> None:
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    for noisy in ("httpx", "httpcore", "uvicorn.access", "twisted"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,161 @@
+"""WHO MAKES IT HAPPEN: the controller, one object that the doors talk to.
+
+`core` changes state in transactions; `keeper` brings every desktop to where it should be; `leasing` decides who holds
+what; `acting` and `inside` reach into desktops through their `actor`; `passing` is what time brings.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from cu_fleet.backends.base import Backend
+from cu_fleet.controller.acting import Acting
+from cu_fleet.controller.actor import Actors
+from cu_fleet.controller.clock import Clock, RealClock
+from cu_fleet.controller.core import Core
+from cu_fleet.controller.desktops import Desktops
+from cu_fleet.controller.evidence import Evidence
+from cu_fleet.controller.inside import Inside
+from cu_fleet.controller.keeper import Keeper
+from cu_fleet.controller.leasing import Leasing
+from cu_fleet.controller.passing import Passing
+from cu_fleet.controller.people import People
+from cu_fleet.controller.record import Chronicle
+from cu_fleet.controller.recovery import Recovery
+from cu_fleet.controller.snapshots import Snapshots
+from cu_fleet.controller.sweeping import Sweeper
+from cu_fleet.model.access import Caller
+from cu_fleet.model.desktop import NOT_GONE, RESTING, Desktop, Event, Stage, moved
+from cu_fleet.model.lease import LIVE, Lease, LeaseState
+from cu_fleet.model.profile import Profile
+from cu_fleet.model.view import DesktopView, desktop_view
+from cu_fleet.settings import Settings
+from cu_fleet.stores.base import Store, Tx
+
+_END_TIMEOUT = 120.0
+
+
+class Controller:
+    """The facade. Every method says who asks, and refuses what they may not."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        backends: Mapping[str, Backend],
+        profiles: Mapping[str, tuple[Profile, str]],
+        *,
+        fleet: str,
+        secret: bytes,
+        clock: Clock | None = None,
+    ) -> None:
+        self.settings = settings
+        self.fleet = fleet
+        self.core = core = Core(settings, fleet, store, backends, profiles, clock or RealClock(), secret)
+        self.started_at = core.now()
+        self.actors = Actors()
+        evidence = Evidence(core)
+        self.keeper = Keeper(core, self.actors, evidence)
+        evidence.save_snapshot = self.keeper.save
+        self._leasing = leasing = Leasing(core, self.actors)
+        acting = Acting(core, self.actors)
+        self._inside = inside = Inside(core, self.actors, acting)
+        self.actors.paste, self.keeper.forget_inside = inside.paste_into, inside.forget
+        self._snapshots = snapshots = Snapshots(core, self.actors, self.keeper)
+        people = People(core)
+        self._chronicle = chronicle = Chronicle(core)
+        self._desktops = desktops = Desktops(core, self.keeper, self.started_at)
+        self.sweeper = Sweeper(core, snapshots)
+        self._passing = Passing(core, leasing, chronicle, self.sweeper)
+        self._recovery = Recovery(core, self.actors, self.keeper, acting, snapshots)
+
+        self.caller = people.caller
+        self.agents, self.add_agent, self.remove_agent = people.agents, people.add_agent, people.remove_agent
+        self.rotate_agent, self.unbar_agent = people.rotate_agent, people.unbar_agent
+        self.operators, self.add_operator = people.operators, people.add_operator
+        self.rotate_operator, self.remove_operator = people.rotate_operator, people.remove_operator
+        self.acquire, self.lease, self.leases = leasing.acquire, leasing.lease, leasing.leases
+        self.renew, self.release, self.pause = leasing.renew, leasing.release, leasing.pause
+        self.resume, self.take = leasing.resume, leasing.take
+        self.revoke, self.reassign = leasing.revoke, leasing.reassign
+        self.act, self.screenshot = acting.act, acting.screenshot
+        self.files, self.put_file = inside.files, inside.put_file
+        self.get_file, self.remove_file = inside.get_file, inside.remove_file
+        self.windows, self.focus, self.launch = inside.windows, inside.focus, inside.launch
+        self.clipboard_get, self.clipboard_set = inside.clipboard_get, inside.clipboard_set
+        self.exec, self.logs = inside.exec, inside.logs
+        self.save, self.snapshots, self.delete_snapshot = snapshots.save, snapshots.listing, snapshots.delete
+        self.desktops, self.desktop, self.remove_desktop = desktops.listing, desktops.one, desktops.remove
+        self.profiles, self.profile, self.metrics = desktops.profiles, desktops.profile, desktops.metrics
+        self.audit, self.verify_audit, self.events = chronicle.entries, chronicle.verify, chronicle.events
+
+    @property
+    def url(self) -> str | None:
+        """Where the HTTP door listens; the door sets it."""
+        return self._leasing.url
+
+    @url.setter
+    def url(self, url: str | None) -> None:
+        self._leasing.url = url
+
+    async def start(self) -> None:
+        await self._recovery.recover()
+        self._passing.start()
+
+    async def close(self) -> None:
+        """Stop serving. Desktops live on; the next start finds them."""
+        self.core.closing = True
+        self.core.bell.ring()
+        await self._passing.close()
+        await self.keeper.close()
+        await self._inside.close()
+        await self.actors.close()
+        await self._chronicle.anchor()
+        await self.core.store.close()
+
+    async def shut_down(self) -> None:
+        """End every lease and everything that was made; named desktops keep their files, asleep. Then close."""
+        self.core.closing = True
+        await self._passing.close()
+        for lease in await self.core.read(lambda tx: tx.find(Lease, state=tuple(x.value for x in LIVE))):
+            await self._leasing.end(lease.id, LeaseState.RELEASED, reason="cu-fleet was shut down", by="controller")
+        await self._end_desktops()
+        await self.close()
+
+    async def _end_desktops(self) -> None:
+        async with asyncio.timeout(_END_TIMEOUT):
+            while running := await self.core.read(_not_at_rest):
+                for desktop in running:
+                    if desktop.stage in RESTING:
+                        await self.core.change(lambda tx, key=desktop.id: self._end_one(tx, key))  # type: ignore[misc]
+                rings = self.core.bell.rings
+                if await self.core.read(_not_at_rest):
+                    await self.core.bell.heard(rings, 1.0)
+
+    def _end_one(self, tx: Tx, key: str) -> None:
+        desktop = self.core.get_desktop(tx, key)
+        if desktop.stage in (Stage.READY, Stage.QUARANTINED):
+            lasting = desktop.name is not None and desktop.stage is Stage.READY
+            can_sleep = self.core.backend(desktop.backend).abilities.snapshots is not None
+            tx.put(moved(desktop, Event.PARK if lasting and can_sleep else Event.STOP))
+            self.core.touch(key)
+
+    async def status(self, who: Caller) -> dict[str, Any]:
+        return await self._desktops.status(who, self.url)
+
+    async def freeze(self, who: Caller, key: str) -> DesktopView:
+        return self._shown(await self._inside.freeze(who, key, frozen=True))
+
+    async def thaw(self, who: Caller, key: str) -> DesktopView:
+        return self._shown(await self._inside.freeze(who, key, frozen=False))
+
+    async def restore(self, who: Caller, snapshot: str, key: str | None = None) -> DesktopView:
+        return self._shown(await self._snapshots.restore(who, snapshot, key))
+
+    def _shown(self, desktop: Desktop) -> DesktopView:
+        return desktop_view(desktop, None)
+
+
+def _not_at_rest(tx: Tx) -> list[Desktop]:
+    """What still has to end before everything is down: all but what sleeps."""
+    return [desktop for desktop in tx.find(Desktop, stage=NOT_GONE) if desktop.stage is not Stage.PARKED]

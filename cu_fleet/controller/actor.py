@@ -1,0 +1,153 @@
+"""The one road to a desktop's screen.
+
+Everything that reaches a desktop takes a turn at its actor, so nothing interleaves. Pause and revoke do not wait for
+a turn: `fence` takes hold at once, before anything is written down, and from that moment no further event is sent;
+what is under way is stopped between two events. Only a change that is written down opens the fence again.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+from cu_fleet.backends.base import Endpoint
+from cu_fleet.model.action import Action
+from cu_fleet.model.desktop import Desktop
+from cu_fleet.model.errors import FleetError, UnavailableError
+from cu_fleet.model.request import Acted
+from cu_fleet.rfb.hands import Hands
+from cu_fleet.rfb.screen import Screen
+
+log = logging.getLogger(__name__)
+_REMEMBERED = 64  # answers kept for callers who ask again with the same request id
+
+
+class Actor:
+    def __init__(
+        self, desktop: str, on_lost: Callable[[str], None], paste: Callable[[str, str], Awaitable[None]]
+    ) -> None:
+        self.desktop = desktop
+        self.turn = asyncio.Lock()
+        self.answers: OrderedDict[tuple[str, str], Acted] = OrderedDict()
+        self._on_lost = on_lost
+        self._paste = paste
+        self._fence: FleetError | None = None
+        self._screen: Screen | None = None
+        self._hands: Hands | None = None
+        self._doing: asyncio.Task[None] | None = None
+
+    def fence(self, why: FleetError) -> None:
+        """From now on no event is sent, and whoever is sending hears `why`."""
+        self._fence = why
+        if self._doing:
+            self._doing.cancel()
+
+    def open(self) -> None:
+        self._fence = None
+
+    def check(self) -> None:
+        if self._fence:
+            raise self._fence
+
+    async def connect(self, desktop: Desktop, endpoint: Endpoint | None, timeout: float = 10.0) -> Screen:
+        """The desktop's screen, connected once and kept; refuses one that is not of the size it should be."""
+        if self._screen and not self._screen.lost.done():
+            return self._screen
+        if endpoint is None:
+            raise UnavailableError(
+                f"the screen of desktop {desktop.id} is gone", code="screen_lost", desktop=desktop.id
+            )
+        async with asyncio.timeout(timeout):
+            screen = await Screen.open(await endpoint.connect(), password=endpoint.password, timeout=timeout)
+        if (screen.width, screen.height) != (desktop.width, desktop.height):
+            await screen.close()
+            raise UnavailableError(
+                f"the screen of desktop {desktop.id} is {screen.width}x{screen.height}, but its profile says "
+                f"{desktop.width}x{desktop.height}",
+                code="wrong_size",
+                desktop=desktop.id,
+            )
+        self._screen = screen
+        self._hands = Hands(screen, self.check, paste_text=lambda text: self._paste(self.desktop, text))
+        screen.lost.add_done_callback(lambda _: self._lost(screen))
+        return screen
+
+    async def do(self, action: Action) -> None:
+        """Send one action; the caller has the turn. Stops in the middle when the fence closes."""
+        self.check()
+        if self._hands is None:
+            raise UnavailableError(f"the screen of desktop {self.desktop} is gone", code="screen_lost")
+        task = asyncio.create_task(self._hands.do(action), name=f"act {action.type} on {self.desktop}")
+        self._doing = task
+        try:
+            await asyncio.wait({task})
+        finally:
+            self._doing = None
+            task.cancel()
+            await asyncio.wait({task})
+        if task.cancelled():
+            self.check()
+            raise UnavailableError(f"the action on desktop {self.desktop} was interrupted", code="interrupted")
+        task.result()
+
+    async def let_go(self, timeout: float = 5.0) -> None:
+        """Lift every key and button that is down, and return when the server has taken it in."""
+        if self._hands is None or self._screen is None or self._screen.lost.done():
+            return  # a server that lost its client lifts that client's keys itself
+        try:
+            async with asyncio.timeout(timeout):
+                await self._hands.release_all()
+        except (FleetError, OSError, TimeoutError) as e:
+            log.warning("desktop %s: keys could not be lifted (%s); its connection is closed instead", self.desktop, e)
+            await self.disconnect()
+
+    async def disconnect(self) -> None:
+        screen, self._screen, self._hands = self._screen, None, None
+        if screen:
+            with contextlib.suppress(OSError, FleetError):
+                await screen.close()
+
+    def remember(self, lease: str, request_id: str | None, answer: Acted) -> None:
+        if request_id:
+            self.answers[lease, request_id] = answer
+            while len(self.answers) > _REMEMBERED:
+                self.answers.popitem(last=False)
+
+    def _lost(self, screen: Screen) -> None:
+        if self._screen is screen:
+            self._screen = self._hands = None
+            self._on_lost(self.desktop)
+
+
+class Actors:
+    """The actors of all desktops that run."""
+
+    def __init__(self) -> None:
+        self._actors: dict[str, Actor] = {}
+        self.on_lost: Callable[[str], None] = lambda desktop: None
+        self.paste: Callable[[str, str], Awaitable[None]] = _no_paste  # (desktop, text) → its clipboard
+
+    def of(self, desktop: str) -> Actor:
+        if desktop not in self._actors:
+            self._actors[desktop] = Actor(desktop, self._lost, self._paste)
+        return self._actors[desktop]
+
+    def _lost(self, desktop: str) -> None:
+        self.on_lost(desktop)
+
+    async def _paste(self, desktop: str, text: str) -> None:
+        await self.paste(desktop, text)
+
+    async def drop(self, desktop: str) -> None:
+        actor = self._actors.pop(desktop, None)
+        if actor:
+            await actor.disconnect()
+
+    async def close(self) -> None:
+        for desktop in list(self._actors):
+            await self.drop(desktop)
+
+
+async def _no_paste(desktop: str, text: str) -> None:
+    raise UnavailableError(f"desktop {desktop} has no clipboard helper", code="no_clipboard")

@@ -1,0 +1,119 @@
+"""Desktops as operators see them: listed, shown, taken away; and how the whole fleet is."""
+
+import os
+from collections import Counter
+from typing import Any
+
+from cu_fleet import __version__
+from cu_fleet.controller.core import Core
+from cu_fleet.controller.keeper import Keeper
+from cu_fleet.model.access import Caller, Role
+from cu_fleet.model.desktop import NOT_GONE, TAKES_ROOM, Desktop, Event, Stage, moved
+from cu_fleet.model.errors import ConflictError
+from cu_fleet.model.lease import LIVE, Lease, LeaseState
+from cu_fleet.model.profile import Profile
+from cu_fleet.model.view import DesktopView, desktop_view
+from cu_fleet.stores.base import Tx
+
+
+class Desktops:
+    def __init__(self, core: Core, keeper: Keeper, started_at: float) -> None:
+        self.core = core
+        self.keeper = keeper
+        self.started_at = started_at
+
+    async def listing(self, who: Caller) -> list[DesktopView]:
+        who.needs(Role.OBSERVER)
+
+        def work(tx: Tx) -> list[DesktopView]:
+            holders = {x.desktop: x for x in tx.find(Lease, state=LeaseState.ACTIVE.value)}
+            return [desktop_view(x, holders.get(x.id)) for x in tx.find(Desktop, stage=NOT_GONE)]
+
+        return await self.core.read(work)
+
+    async def one(self, who: Caller, key: str) -> DesktopView:
+        who.needs(Role.OBSERVER)
+
+        def work(tx: Tx) -> DesktopView:
+            desktop = self.core.get_desktop(tx, key)
+            return desktop_view(desktop, self.core.holder_of(tx, desktop.id))
+
+        return await self.core.read(work)
+
+    async def remove(self, who: Caller, key: str) -> None:
+        """Take a desktop away that nobody holds; a named one loses its state for good."""
+        who.needs(Role.OPERATOR)
+
+        def work(tx: Tx) -> str:
+            desktop = self.core.get_desktop(tx, key)
+            lease = self.core.holder_of(tx, desktop.id)
+            if lease:
+                raise ConflictError(
+                    f"desktop {desktop.id} is held by agent {lease.agent} (lease {lease.id})",
+                    remedy=f"cu-fleet lease revoke {lease.id}, then remove it",
+                    code="desktop_held",
+                )
+            if desktop.stage not in (Stage.STOPPING, Stage.GONE):
+                tx.put(moved(desktop, Event.STOP, generation=desktop.generation + 1))
+                self.core.record(tx, "desktop.removed", who.who, desktop=desktop)
+                self.core.touch(desktop.id)
+            return desktop.id
+
+        await self.keeper.settled(await self.core.change(work))
+
+    async def profiles(self, who: Caller) -> list[tuple[Profile, str]]:
+        return list(self.core.profiles.values())
+
+    async def profile(self, who: Caller, name: str) -> tuple[Profile, str]:
+        self.core.profile(name)
+        return self.core.profiles[name]
+
+    async def status(self, who: Caller, url: str | None) -> dict[str, Any]:
+        who.needs(Role.OBSERVER)
+        numbers = await self.core.read(self._count)
+        return {
+            "version": __version__,
+            "fleet": self.core.fleet,
+            "home": str(self.core.settings.home),
+            "url": url,
+            "pid": os.getpid(),
+            "started_at": self.started_at,
+            "database": "postgresql" if self.core.settings.database else "sqlite",
+            **numbers,
+        }
+
+    def _count(self, tx: Tx) -> dict[str, Any]:
+        desktops = tx.find(Desktop, stage=NOT_GONE)
+        leases = Counter(x.state.value for x in tx.find(Lease, state=tuple(x.value for x in LIVE)))
+        rooms = [x for x in desktops if x.stage in TAKES_ROOM]
+        known = [self.core.profiles[x.profile][0] for x in rooms if x.profile in self.core.profiles]
+        head = tx.head()
+        return {
+            "capacity": {
+                "desktops": self.core.most_desktops,
+                "used": len(rooms),
+                "memory_bytes": self.core.memory,
+                "reserved_bytes": sum(profile.reserve for profile in known),
+            },
+            "leases": {"active": leases["active"], "waiting": leases["waiting"]},
+            "desktops": dict(Counter(x.stage.value for x in desktops)),
+            "audit": {"entries": head.seq if head else 0},
+        }
+
+    async def metrics(self, who: Caller) -> str:
+        """The same numbers for Prometheus."""
+        status = await self.status(who, None)
+        lines = []
+
+        def gauge(name: str, text: str, values: dict[str, float]) -> None:
+            lines.append(f"# HELP cu_fleet_{name} {text}")
+            lines.append(f"# TYPE cu_fleet_{name} gauge")
+            lines.extend(f"cu_fleet_{name}{labels} {value:g}" for labels, value in values.items())
+
+        gauge("leases", "Live leases.", {f'{{state="{k}"}}': v for k, v in status["leases"].items()})
+        gauge("desktops", "Desktops by stage.", {f'{{stage="{k}"}}': v for k, v in status["desktops"].items()})
+        gauge("desktops_most", "Desktops there is room for.", {"": status["capacity"]["desktops"]})
+        gauge("reserved_bytes", "Memory set aside.", {"": status["capacity"]["reserved_bytes"]})
+        gauge("audit_entries", "Entries of the audit record.", {"": status["audit"]["entries"]})
+        gauge("started_at_seconds", "When the controller started.", {"": self.started_at})
+        return "\n".join(lines) + "\n"

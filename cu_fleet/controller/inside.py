@@ -1,0 +1,251 @@
+"""What reaches into a desktop beside its screen: files in its slot, the guest helper, programs, commands.
+
+All of it takes the same checks as an action, and is on record. `exec` is for operators: code inside a desktop is held
+by the desktop's walls, not by gates. An agent starts only what its profile lists.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from cu_fleet.backends.base import Exec, FileInfo, Files, Process
+from cu_fleet.controller.acting import Acting
+from cu_fleet.controller.actor import Actors
+from cu_fleet.controller.core import Core, stale
+from cu_fleet.controller.helper import SOURCE, Helper
+from cu_fleet.model.access import Caller, Role
+from cu_fleet.model.audit import redacted
+from cu_fleet.model.desktop import RUNNING, Desktop
+from cu_fleet.model.errors import ConflictError, FleetError, InvalidError, NotFoundError, UnsupportedError
+from cu_fleet.model.lease import Lease
+from cu_fleet.stores.base import Tx
+
+_CLIPBOARD_MOST = 1 << 20
+
+
+class Inside:
+    def __init__(self, core: Core, actors: Actors, acting: Acting) -> None:
+        self.core = core
+        self.actors = actors
+        self.acting = acting
+        self._helpers: dict[str, tuple[str, Helper]] = {}
+        self._starting: dict[str, asyncio.Lock] = {}
+
+    # files
+
+    async def put_file(self, who: Caller, lease_id: str, path: str, data: AsyncIterator[bytes], mode: int) -> int:
+        lease, desktop, files = await self._files(who, lease_id)
+        size = await files.put(desktop.handle, path, data, mode=mode)
+        await self._record("file.put", who, lease, {"path": path, "bytes": size})
+        return size
+
+    async def get_file(self, who: Caller, lease_id: str, path: str) -> AsyncIterator[bytes]:
+        """The file's bytes; what cannot be read is refused before the first of them."""
+        lease, desktop, files = await self._files(who, lease_id, look=True)
+        chunks = files.get(desktop.handle, path)
+        first = await anext(chunks, b"")
+        await self._record("file.get", who, lease, {"path": path})
+        return _with_first(first, chunks)
+
+    async def files(self, who: Caller, lease_id: str, path: str) -> list[FileInfo]:
+        _, desktop, files = await self._files(who, lease_id, look=True)
+        return await files.listing(desktop.handle, path)
+
+    async def remove_file(self, who: Caller, lease_id: str, path: str) -> None:
+        if not path.strip("/"):
+            raise InvalidError("say which file to remove", code="no_path")
+        lease, desktop, files = await self._files(who, lease_id)
+        await files.remove(desktop.handle, path)
+        await self._record("file.removed", who, lease, {"path": path})
+
+    async def _files(self, who: Caller, lease_id: str, *, look: bool = False) -> tuple[Lease, Desktop, Files]:
+        lease, desktop = await self.acting.allowed(who, lease_id, look=look)
+        files = self.core.backend(desktop.backend).abilities.files
+        if files is None:
+            raise _cannot(desktop, "files")
+        return lease, desktop, files
+
+    # the helper
+
+    async def windows(self, who: Caller, lease_id: str) -> list[dict[str, object]]:
+        lease, desktop = await self.acting.allowed(who, lease_id, look=True)
+        answer = await self._ask(desktop, "windows")
+        await self._record("windows", who, lease, {})
+        windows = answer.get("windows")
+        return windows if isinstance(windows, list) else []
+
+    async def focus(self, who: Caller, lease_id: str, window: int) -> None:
+        await self._do(who, lease_id, "focus", {"window": window})
+
+    async def launch(self, who: Caller, lease_id: str, name: str, args: Sequence[str]) -> dict[str, object]:
+        """Start one of the programs that the profile lists."""
+        lease, desktop = await self.acting.allowed(who, lease_id)
+        offered = self.core.profile(desktop.profile).launch
+        if name not in offered:
+            raise NotFoundError(
+                f'profile "{desktop.profile}" has no program "{name}" to launch; only {", ".join(offered) or "none"}',
+                code="not_launchable",
+            )
+        argv = [*offered[name].command, *args]
+        return await self._do(who, lease.id, "launch", {"argv": argv}, facts={"name": name, "args": list(args)})
+
+    async def clipboard_get(self, who: Caller, lease_id: str) -> str:
+        lease, desktop = await self.acting.allowed(who, lease_id, look=True)
+        text = str((await self._ask(desktop, "clipboard_get")).get("text", ""))
+        await self._record("clipboard.get", who, lease, {"text": redacted(text, self.core.redaction_key)})
+        return text
+
+    async def clipboard_set(self, who: Caller, lease_id: str, text: str) -> None:
+        if len(text.encode()) > _CLIPBOARD_MOST:
+            raise InvalidError(f"the clipboard takes at most {_CLIPBOARD_MOST} bytes", code="too_large")
+        facts: dict[str, object] = {"text": redacted(text, self.core.redaction_key)}
+        await self._do(who, lease_id, "clipboard_set", {"text": text}, facts=facts)
+
+    async def _do(
+        self, who: Caller, lease_id: str, do: str, args: dict[str, object], facts: dict[str, object] | None = None
+    ) -> dict[str, object]:
+        """Something the helper does for a caller: intent, deed and result, in the actor's turn."""
+        lease, desktop = await self.acting.allowed(who, lease_id)
+        actor = self.actors.of(desktop.id)
+        async with actor.turn:
+            await self.acting.allowed(who, lease_id)
+            actor.check()
+            intent = await self._record(do, who, lease, facts if facts is not None else args)
+            began, result = time.monotonic(), "ok"
+            try:
+                return await self._ask(desktop, do, **args)
+            except FleetError as e:
+                result = e.code
+                raise
+            finally:
+                await self._record(f"{do}.done", who, lease, {}, of=intent, result=result, began=began)
+
+    async def _ask(self, desktop: Desktop, do: str, **args: object) -> dict[str, object]:
+        helper = await self._helper(desktop)
+        return await helper.call(do, timeout=15.0, **args)
+
+    async def _helper(self, desktop: Desktop) -> Helper:
+        """The desktop's helper, started when it is first needed and again when it or its desktop began anew."""
+        async with self._starting.setdefault(desktop.id, asyncio.Lock()):
+            boot, helper = self._helpers.get(desktop.id, ("", None))
+            if helper and boot == desktop.boot and helper.alive:
+                return helper
+            if helper:
+                await helper.close()
+            process = await self._exec_of(desktop).exec(desktop.handle, ["/usr/bin/python3", "-I", "-c", SOURCE])
+            helper = Helper(process, desktop.id)
+            self._helpers[desktop.id] = (desktop.boot, helper)
+            return helper
+
+    async def paste_into(self, desktop_id: str, text: str) -> None:
+        """How typed text that keys cannot carry reaches the desktop: its clipboard."""
+        desktop = await self.core.read(lambda tx: self.core.get_desktop(tx, desktop_id))
+        await self._ask(desktop, "clipboard_set", text=text)
+
+    async def forget(self, desktop_id: str) -> None:
+        _, helper = self._helpers.pop(desktop_id, ("", None))
+        self._starting.pop(desktop_id, None)
+        if helper:
+            await helper.close()
+
+    async def close(self) -> None:
+        for desktop in list(self._helpers):
+            await self.forget(desktop)
+
+    # operators
+
+    async def exec(
+        self, who: Caller, key: str, argv: Sequence[str], *, cwd: str | None, env: Mapping[str, str] | None
+    ) -> Process:
+        """Run a command inside a desktop."""
+        who.needs(Role.OPERATOR)
+        if not argv:
+            raise InvalidError("say what to run", code="no_command")
+        desktop = await self._running(key)
+        facts: dict[str, object] = {"argv": list(argv), "cwd": cwd}
+        await self.core.note(lambda tx: self.core.record(tx, "exec", who.who, desktop=desktop, facts=facts))
+        return await self._exec_of(desktop).exec(desktop.handle, argv, cwd=cwd, env=env)
+
+    async def logs(self, who: Caller, key: str) -> str:
+        who.needs(Role.OBSERVER)
+        desktop = await self.core.read(lambda tx: self.core.get_desktop(tx, key))
+        logs = self.core.backend(desktop.backend).abilities.logs
+        if logs is None:
+            raise _cannot(desktop, "logs")
+        return await logs.logs(desktop.handle)
+
+    async def freeze(self, who: Caller, key: str, *, frozen: bool) -> Desktop:
+        """Hold all processes of a desktop still, or let them go on."""
+        who.needs(Role.OPERATOR)
+        desktop = await self._running(key)
+        ability = self.core.backend(desktop.backend).abilities.freeze
+        if ability is None:
+            raise _cannot(desktop, "freezing")
+        async with self.actors.of(desktop.id).turn:
+            if frozen:
+                await self._mark_frozen(who, desktop.id, True)
+                await ability.freeze(desktop.handle)
+            else:
+                await ability.thaw(desktop.handle)
+                await self._mark_frozen(who, desktop.id, False)
+        return await self.core.read(lambda tx: self.core.get_desktop(tx, desktop.id))
+
+    async def _mark_frozen(self, who: Caller, desktop_id: str, frozen: bool) -> None:
+        def work(tx: Tx) -> None:
+            desktop = self.core.get_desktop(tx, desktop_id)
+            if desktop.stage not in RUNNING:
+                raise stale(desktop)
+            tx.put(desktop.but(frozen=frozen))
+            self.core.record(tx, "desktop.frozen" if frozen else "desktop.thawed", who.who, desktop=desktop)
+            self.core.touch(desktop_id)
+
+        await self.core.change(work)
+
+    async def _running(self, key: str) -> Desktop:
+        desktop = await self.core.read(lambda tx: self.core.get_desktop(tx, key))
+        if desktop.stage not in RUNNING:
+            raise ConflictError(
+                f"desktop {desktop.id} does not run: it is {desktop.stage.value}",
+                code="not_running",
+                stage=desktop.stage.value,
+            )
+        return desktop
+
+    def _exec_of(self, desktop: Desktop) -> Exec:
+        ability = self.core.backend(desktop.backend).abilities.exec
+        if ability is None:
+            raise _cannot(desktop, "exec")
+        return ability
+
+    async def _record(
+        self,
+        what: str,
+        who: Caller,
+        lease: Lease,
+        facts: dict[str, object],
+        *,
+        of: int | None = None,
+        result: str | None = None,
+        began: float | None = None,
+    ) -> int:
+        seconds = None if began is None else round(time.monotonic() - began, 6)
+        return await self.core.note(
+            lambda tx: self.core.record(
+                tx, what, who.who, lease=lease, facts=facts, of=of, result=result, seconds=seconds
+            )
+        )
+
+
+def _cannot(desktop: Desktop, ability: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"desktop {desktop.id} is of backend {desktop.backend}, which has no {ability}",
+        code=f"no_{ability}",
+        backend=desktop.backend,
+    )
+
+
+async def _with_first(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    if first:
+        yield first
+    async for chunk in rest:
+        yield chunk

@@ -1,0 +1,65 @@
+"""Tokens: a kind, a subject and a MAC under the home's secret. None is stored, so none can leak from the database.
+
+`cfl_<lease>_<mac>` opens one lease. `cfa_<agent>_<epoch>_<mac>` and `cfo_<operator>_<epoch>_<mac>` name their bearer;
+`rotate` raises the epoch, and older tokens open nothing.
+"""
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from typing import Literal
+
+from cu_fleet.model.errors import UnauthorizedError
+
+
+def derived(secret: bytes, purpose: str) -> bytes:
+    """A key of its own for each purpose, from the home's one secret."""
+    return hmac.new(secret, purpose.encode(), hashlib.sha256).digest()
+
+
+Kind = Literal["cfl", "cfa", "cfo"]
+
+
+@dataclass(frozen=True)
+class Bearer:
+    kind: Kind
+    subject: str
+    epoch: int = 0
+
+
+class Mint:
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    @classmethod
+    def of(cls, secret: bytes) -> "Mint":
+        """The mint of a home, from the home's one secret."""
+        return cls(derived(secret, "tokens"))
+
+    def lease(self, lease: str) -> str:
+        return self._sealed(f"cfl_{lease}")
+
+    def agent(self, name: str, epoch: int) -> str:
+        return self._sealed(f"cfa_{name}_{epoch}")
+
+    def operator(self, name: str, epoch: int) -> str:
+        return self._sealed(f"cfo_{name}_{epoch}")
+
+    def read(self, token: str) -> Bearer:
+        """Whose token this is; UnauthorizedError if this fleet never made it."""
+        text, _, mac = token.rpartition("_")
+        kind, _, rest = text.partition("_")
+        if not token.isascii() or not hmac.compare_digest(self._mac(text), mac):
+            raise UnauthorizedError(
+                "this token was not given out by this fleet", remedy="check CU_FLEET_TOKEN", code="unknown_token"
+            )
+        if kind == "cfl":
+            return Bearer("cfl", rest)
+        subject, _, epoch = rest.rpartition("_")
+        return Bearer("cfa" if kind == "cfa" else "cfo", subject, int(epoch))
+
+    def _sealed(self, text: str) -> str:
+        return f"{text}_{self._mac(text)}"
+
+    def _mac(self, text: str) -> str:
+        return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()[:40]
