@@ -3,6 +3,9 @@
 Each entry carries the MAC of the one before it, and its own MAC covers all of it, so a changed, removed or reordered
 entry breaks the chain for anyone who lacks the key. Cutting the tail or writing all of it anew leaves a valid chain:
 that shows against anchors, copies of the head kept outside the database.
+
+What the MAC covers is the entry's canonical text: sorted JSON without the fields that have their default, so that a
+later version may give entries new optional fields and still verify old ones.
 """
 
 import hashlib
@@ -11,7 +14,9 @@ import json
 from collections.abc import Iterable
 from typing import ClassVar
 
-from cu_fleet.model.errors import BrokenError
+from pydantic import ValidationError
+
+from cu_fleet.model.errors import BrokenError, InvalidError
 from cu_fleet.model.record import Record, Value
 
 START = "0" * 64  # what the first entry points back to
@@ -54,52 +59,91 @@ class Anchor(Value):
     at: float
 
 
-def chained(draft: Draft, head: Entry | None, key: bytes) -> Entry:
-    """The entry that follows `head`."""
+def chained(draft: Draft, head: Entry | Anchor | None, key: bytes) -> Entry:
+    """The entry that follows `head`, exactly as it will be read back.
+
+    What JSON cannot carry (an infinite number, half a character) is refused here: it would verify never again.
+    """
     entry = Entry(**dict(draft), seq=head.seq + 1 if head else 1, previous=head.mac if head else START)
+    try:
+        entry = Entry.model_validate_json(canonical(entry))
+    except (ValueError, ValidationError) as e:
+        raise InvalidError(f"{draft.what} by {draft.who!r} cannot be recorded: {e}", code="not_recordable") from None
     return entry.model_copy(update={"mac": mac_of(entry, key)})
 
 
+def canonical(entry: Entry) -> str:
+    """The text that the MAC covers, which is also what a store keeps."""
+    fields = entry.model_dump(mode="json", exclude={"mac"}, exclude_defaults=True)
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 def mac_of(entry: Entry, key: bytes) -> str:
-    text = json.dumps(entry.model_dump(mode="json", exclude={"mac"}), sort_keys=True, separators=(",", ":"))
-    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+    return _hmac(key, b"entry", canonical(entry).encode())
+
+
+def _hmac(key: bytes, purpose: bytes, text: bytes) -> str:
+    """`purpose` keeps what an agent types from ever hashing like an entry."""
+    return hmac.new(key, purpose + b"\n" + text, hashlib.sha256).hexdigest()
+
+
+class Verifier:
+    """Checks a chain as it comes, entry by entry; keeps the last MAC and the anchors still ahead, nothing else."""
+
+    def __init__(self, anchors: Iterable[Anchor], key: bytes) -> None:
+        self.count = 0
+        self._key = key
+        self._previous = START
+        self._ahead: dict[int, set[str]] = {}
+        for anchor in anchors:
+            self._ahead.setdefault(anchor.seq, set()).add(anchor.mac)
+
+    def feed(self, entry: Entry) -> None:
+        self.count += 1
+        if entry.seq != self.count:
+            raise BrokenError(
+                f"the audit record is broken: where entry {self.count} should be comes entry {entry.seq}",
+                remedy="entries were removed or reordered; compare with an export or a copy of the database",
+                code="audit_gap",
+                seq=self.count,
+            )
+        if entry.previous != self._previous or not hmac.compare_digest(entry.mac, mac_of(entry, self._key)):
+            raise BrokenError(
+                f"the audit record is broken at entry {entry.seq} ({entry.what} by {entry.who}): changed or moved",
+                remedy="compare it with an export or a copy of the database"
+                + (", and check that the home's audit key is the one it began with" if self.count == 1 else ""),
+                code="audit_changed",
+                seq=entry.seq,
+            )
+        if self._ahead.pop(entry.seq, {entry.mac}) != {entry.mac}:
+            raise BrokenError(
+                f"the audit record is not the one that was anchored: entry {entry.seq} differs",
+                remedy="it was written anew, or an older copy went on; compare it with an export",
+                code="audit_rewritten",
+                seq=entry.seq,
+            )
+        self._previous = entry.mac
+
+    def end(self) -> int:
+        """How many entries there were; raises if anchors point beyond the last."""
+        if self._ahead:
+            raise BrokenError(
+                f"the audit record was cut: it ends at entry {self.count}, but entry {max(self._ahead)} is anchored",
+                remedy="its end was removed, or an older copy was put in place; compare it with an export",
+                code="audit_cut",
+                seq=max(self._ahead),
+            )
+        return self.count
 
 
 def verify(entries: Iterable[Entry], anchors: Iterable[Anchor], key: bytes) -> int:
     """Check the whole chain against the key and the anchors; returns how many entries it has."""
-    waiting = {anchor.seq: anchor.mac for anchor in anchors}
-    previous, count = START, 0
+    verifier = Verifier(anchors, key)
     for entry in entries:
-        count += 1
-        if entry.seq != count:
-            raise BrokenError(
-                f"the audit record is broken: entry {count} is missing, the next one is {entry.seq}",
-                code="audit_gap",
-                seq=count,
-            )
-        if entry.previous != previous or not hmac.compare_digest(entry.mac, mac_of(entry, key)):
-            raise BrokenError(
-                f"the audit record is broken at entry {entry.seq} ({entry.what} by {entry.who}): changed or moved",
-                code="audit_changed",
-                seq=entry.seq,
-            )
-        anchored = waiting.pop(entry.seq, None)
-        if anchored is not None and not hmac.compare_digest(anchored, entry.mac):
-            raise BrokenError(
-                f"the audit record is not the one that was anchored: entry {entry.seq} differs",
-                code="audit_rewritten",
-                seq=entry.seq,
-            )
-        previous = entry.mac
-    if waiting:
-        raise BrokenError(
-            f"the audit record was cut: it ends at entry {count}, but entry {max(waiting)} is anchored",
-            code="audit_cut",
-            seq=max(waiting),
-        )
-    return count
+        verifier.feed(entry)
+    return verifier.end()
 
 
 def redacted(text: str, key: bytes) -> dict[str, object]:
     """Typed text as the record keeps it: enough to compare, not to read."""
-    return {"length": len(text), "hmac": hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:32]}
+    return {"length": len(text), "hmac": _hmac(key, b"text", text.encode("utf-8", "surrogatepass"))[:32]}

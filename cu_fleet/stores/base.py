@@ -2,10 +2,12 @@
 
 Work happens in transactions: a plain function is given a `Tx`, and either all it wrote lands or nothing does. One
 thread runs them one after another, so a function reads what it then changes without races; the unique indexes
-still referee, so that even a wrong function cannot grant one desktop twice.
+still referee, so that even a wrong function cannot grant one desktop twice. They referee each write, not only the end:
+within a transaction, what holds is let go before another takes it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Protocol, TypeVar
 
 from cu_fleet.model.audit import Draft, Entry
@@ -17,13 +19,19 @@ T = TypeVar("T")
 
 
 class TakenError(ConflictError):
-    """A unique index refused the write: somebody else holds it."""
+    """A unique index refused the write: somebody else holds it.
+
+    Facts: `index`, its name; `table`, `key` of the refused record; `values`, the columns that another record has.
+    """
 
     default_code = "taken"
 
 
 class Tx(Protocol):
-    """One transaction. Valid only inside the function it was given to."""
+    """One transaction. Valid only inside the function it was given to.
+
+    A write that fails dooms it: nothing of it lands, even if the function catches the error.
+    """
 
     def get(self, kind: type[R], key: str) -> R | None: ...
 
@@ -32,7 +40,10 @@ class Tx(Protocol):
         ...
 
     def put(self, record: Record) -> None:
-        """Write a record, new or changed. Raises TakenError if a unique index refuses it."""
+        """Write a record, new or changed. Raises TakenError if a unique index refuses it.
+
+        A `Holding` does not change hands by being put: it is deleted, and put anew.
+        """
         ...
 
     def delete(self, record: Record) -> None: ...
@@ -60,7 +71,11 @@ class Tx(Protocol):
 
 class Store(Protocol):
     async def transact(self, work: Callable[[Tx], T]) -> T:
-        """Run `work` in one transaction, and return what it returns. A raised error undoes all of it."""
+        """Run `work` in one transaction, and return what it returns. A raised error undoes all of it.
+
+        `work` is a plain function that only reads and writes records: it runs on another thread, and once more if the
+        database went away before it was done. Cancelled, this call ends when the transaction has.
+        """
         ...
 
     async def make_durable(self) -> None:
@@ -70,8 +85,23 @@ class Store(Protocol):
     async def close(self) -> None: ...
 
 
+async def stream_entries(store: Store, *, after: int = 0, batch: int = 500, **equal: object) -> AsyncIterator[Entry]:
+    """Audit entries in order, however many, in many short transactions: for exports."""
+
+    def some(tx: Tx, after: int) -> list[Entry]:
+        return tx.entries(after=after, limit=batch, **equal)
+
+    while True:
+        entries = await store.transact(partial(some, after=after))
+        for entry in entries:
+            yield entry
+        if len(entries) < batch:
+            return
+        after = entries[-1].seq
+
+
 def all_entries(tx: Tx, batch: int = 1000) -> Iterator[Entry]:
-    """The whole audit chain, in order."""
+    """The whole audit chain, in order, inside one transaction."""
     after = 0
     while entries := tx.entries(after=after, limit=batch):
         yield from entries

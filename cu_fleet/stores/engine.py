@@ -1,0 +1,169 @@
+"""What SQLite and PostgreSQL have in common: one connection on one thread, and transactions that run there in order.
+
+The thread is the lock: two transactions never overlap, and no event loop waits on a disk. A caller who is cancelled
+before its transaction began has changed nothing; one who is cancelled later hears of it once the transaction is over,
+done or undone, so that cleaning up never races with it.
+"""
+
+import asyncio
+import hmac
+import inspect
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from cu_fleet.model.errors import BrokenError, UnavailableError
+from cu_fleet.stores.base import Tx
+from cu_fleet.stores.migrations import migrate
+from cu_fleet.stores.tables import Params
+from cu_fleet.stores.transaction import RefusedError, Rows, SqlTx, why_refused
+
+T = TypeVar("T")
+LIMIT = 30.0  # seconds a transaction may take before it is broken off
+
+
+class SqlStore(ABC):
+    """See `stores.base.Store`. What is abstract runs on the store's thread, save `interrupt`."""
+
+    dialect: str
+
+    def __init__(self, audit_key: bytes) -> None:
+        self._key = audit_key
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"store-{self.dialect}")
+        self._thread: int | None = None
+        self._began: float | None = None  # when the running transaction did
+        self._closed = False
+
+    @abstractmethod
+    def connect(self) -> None: ...
+
+    @abstractmethod
+    def disconnect(self) -> None: ...
+
+    @abstractmethod
+    def begin(self) -> None: ...
+
+    @abstractmethod
+    def commit(self) -> None: ...
+
+    @abstractmethod
+    def rollback(self) -> None: ...
+
+    @abstractmethod
+    def execute(self, statement: str, params: Params) -> Rows:
+        """Run one statement. Raises RefusedError, or another error in words."""
+
+    @abstractmethod
+    def run_script(self, script: str) -> None: ...
+
+    @abstractmethod
+    def interrupt(self) -> None:
+        """Break off what the thread is waiting for; called from another thread."""
+
+    async def start(self) -> None:
+        """Connect and bring the schema up to date; on failure nothing stays open."""
+        try:
+            await self._settled(self._executor.submit(self._open))
+        except BaseException:
+            self._closed = True
+            self._executor.submit(self.disconnect)
+            self._executor.shutdown(wait=False)
+            raise
+
+    async def transact(self, work: Callable[[Tx], T]) -> T:
+        if threading.get_ident() == self._thread:
+            raise BrokenError("a transaction was begun inside another one", code="nested_transaction")
+        if self._closed:
+            raise UnavailableError("the store is closed", code="store_closed")
+        return await self._settled(self._executor.submit(self.run, work))
+
+    async def close(self) -> None:
+        """Finish what was begun, and let go of the database. Again is harmless."""
+        if not self._closed:
+            self._closed = True
+            await self._settled(self._executor.submit(self.disconnect))
+            self._executor.shutdown(wait=False)
+
+    def run(self, work: Callable[[Tx], T]) -> T:
+        """One transaction, on the thread."""
+        self._began = time.monotonic()
+        try:
+            self.begin()
+            return self._whole(work)
+        finally:
+            self._began = None
+
+    def _whole(self, work: Callable[[Tx], T]) -> T:
+        """Between begin and commit: the end of it is one of the two, whatever happens."""
+        tx = SqlTx(self.execute, self._key)
+        try:
+            result = work(tx)
+            _refuse_coroutine(result)
+            tx.check()
+            self.commit()
+        except RefusedError as refused:
+            self.rollback()
+            raise why_refused(refused) from None
+        except BaseException:
+            self.rollback()
+            raise
+        finally:
+            tx.over = True
+        return result
+
+    def _open(self) -> None:
+        self._thread = threading.get_ident()
+        self.connect()
+        self.run(self._prepare)
+
+    def _prepare(self, tx: Tx) -> None:
+        migrate(self)
+        mark = hmac.new(self._key, b"whose audit record this is", "sha256").hexdigest()[:16]
+        if (known := tx.get_meta("audit_key")) is None:
+            tx.set_meta("audit_key", mark)
+        elif known != mark:
+            raise BrokenError(
+                "the audit record in this database was begun with another key than the home has",
+                remedy="put the home's own audit key back, or use the database that belongs to it",
+                code="wrong_audit_key",
+            )
+
+    async def _settled(self, future: Future[T]) -> T:
+        """The future's result. If the caller is cancelled: not before it is over, unless it never began."""
+        waiter = asyncio.wrap_future(future)
+        watch = asyncio.get_running_loop().call_later(LIMIT, self._watch, future)
+        try:
+            return await asyncio.shield(waiter)
+        except asyncio.CancelledError as cancelled:
+            error = None if future.cancel() else await _outcome(waiter)
+            raise cancelled from error
+        finally:
+            watch.cancel()
+
+    def _watch(self, future: Future[Any]) -> None:
+        """Break off a transaction that takes too long; one that waits for its turn is left alone."""
+        began = self._began
+        if future.running() and began is not None and time.monotonic() - began >= LIMIT:
+            self.interrupt()
+        elif not future.done():
+            asyncio.get_running_loop().call_later(1.0, self._watch, future)
+
+
+async def _outcome(waiter: asyncio.Future[Any]) -> BaseException | None:
+    """Wait to the end, however often the waiting task is cancelled."""
+    while not waiter.done():
+        try:
+            await asyncio.wait({waiter})
+        except asyncio.CancelledError:
+            continue
+    return None if waiter.cancelled() else waiter.exception()
+
+
+def _refuse_coroutine(result: object) -> None:
+    if inspect.isawaitable(result):
+        if inspect.iscoroutine(result):
+            result.close()
+        raise BrokenError("a transaction's work must be a plain function, not async", code="async_work")

@@ -1,0 +1,213 @@
+"""SQLite, in a file of the home or in memory.
+
+WAL with synchronous=NORMAL: the death of the process loses nothing; the loss of power may lose the last transactions,
+never the consistency. `make_durable` closes that gap when it matters: one small commit with synchronous=FULL syncs the
+log, and with it all that was committed before.
+
+Other processes may use the same file (`BEGIN IMMEDIATE` and a busy timeout put them in line); that there is one
+controller for it is settled by the lock on the home.
+"""
+
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from cu_fleet.model.errors import BrokenError, FleetError, UnavailableError
+from cu_fleet.stores.engine import SqlStore
+from cu_fleet.stores.tables import Params
+from cu_fleet.stores.transaction import RefusedError, Rows
+
+BUSY = 10.0  # seconds to wait for another process's transaction
+
+_UNIQUE = re.compile(r"UNIQUE constraint failed: (\w+\.\w+(?:, \w+\.\w+)*)")
+
+
+class SqliteStore(SqlStore):
+    dialect = "sqlite"
+
+    def __init__(self, path: Path | None, audit_key: bytes) -> None:
+        super().__init__(audit_key)
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+        self._synced = 0  # what `total_changes` said when all was last made durable
+
+    @classmethod
+    async def open(cls, path: Path, audit_key: bytes) -> Self:
+        """The store in this file, which is made if it is not there."""
+        store = cls(path, audit_key)
+        await store.start()
+        return store
+
+    @classmethod
+    async def memory(cls, audit_key: bytes) -> Self:
+        """A store that lives as long as it is open: for tests, with the same referee as a real one."""
+        store = cls(None, audit_key)
+        await store.start()
+        return store
+
+    async def make_durable(self) -> None:
+        if self._path is not None:
+            await self._settled(self._executor.submit(self._sync))
+
+    def _sync(self) -> None:
+        if self._db.total_changes == self._synced:
+            return
+        self._pragma("synchronous = FULL")
+        try:
+            self.run(lambda tx: tx.set_meta("durable", str(self._db.total_changes)))
+            self._synced = self._db.total_changes
+        finally:
+            self._pragma("synchronous = NORMAL")
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise UnavailableError("the store is closed", code="store_closed")
+        return self._connection
+
+    def connect(self) -> None:
+        with self._in_words():
+            if self._path is not None:
+                _make_private(self._path)
+            self._connection = sqlite3.connect(self._path or ":memory:", timeout=BUSY, isolation_level=None)
+            self._pragma("foreign_keys = ON")
+            self._pragma("journal_mode = WAL")
+            self._pragma("synchronous = NORMAL")
+            self._pragma(f"journal_size_limit = {64 << 20}")
+
+    def disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection:
+            with self._in_words():
+                connection.close()
+
+    def begin(self) -> None:
+        self.execute("BEGIN IMMEDIATE", {})
+
+    def commit(self) -> None:
+        self.execute("COMMIT", {})
+
+    def rollback(self) -> None:
+        """SQLite has done it by itself after some errors, such as a full disk."""
+        if self._connection and self._connection.in_transaction:
+            self.execute("ROLLBACK", {})
+
+    def execute(self, statement: str, params: Params) -> Rows:
+        with self._in_words():
+            return self._db.execute(statement, params).fetchall()
+
+    def run_script(self, script: str) -> None:
+        """Statement by statement, because `executescript` would commit first."""
+        statement = ""
+        for line in script.splitlines(keepends=True):
+            statement += line
+            if sqlite3.complete_statement(statement):
+                self.execute(statement, {})
+                statement = ""
+
+    def interrupt(self) -> None:
+        if connection := self._connection:
+            connection.interrupt()
+
+    def _pragma(self, pragma: str) -> None:
+        self.execute(f"PRAGMA {pragma}", {})
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.IntegrityError as e:
+            raise self._refused(e) from None
+        except sqlite3.Error as e:
+            raise self._failure(e) from e
+        except OSError as e:
+            raise UnavailableError(
+                f"the database {self._path} cannot be opened: {e.strerror}", code="no_database", path=str(self._path)
+            ) from e
+
+    def _refused(self, error: sqlite3.IntegrityError) -> RefusedError:
+        match = _UNIQUE.match(str(error))
+        if not match:
+            return RefusedError(error.sqlite_errorname, words=str(error))
+        table = match[1].split(".")[0]
+        columns = tuple(column.split(".")[1] for column in match[1].split(", "))
+        return RefusedError(self._index(table, columns), columns, str(error))
+
+    def _index(self, table: str, columns: tuple[str, ...]) -> str:
+        """The name of the unique index over these columns; SQLite's errors do not say it."""
+        indexes = self._db.execute(
+            "SELECT name, origin FROM pragma_index_list(?) WHERE \"unique\" ORDER BY origin = 'pk'", [table]
+        ).fetchall()
+        for name, origin in indexes:
+            of = self._db.execute("SELECT name FROM pragma_index_info(?) ORDER BY seqno", [name])
+            if tuple(column for (column,) in of) == columns:
+                return f"{table}_pkey" if origin == "pk" else str(name)
+        return f"{table}_{'_'.join(columns)}"
+
+    def _failure(self, error: sqlite3.Error) -> FleetError:
+        primary = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        kind, code, what, remedy = _FAILURES.get(
+            primary, (BrokenError, "database_refused", f"refused a statement: {error}", "")
+        )
+        return kind(f"the database {self._path or 'in memory'} {what}", remedy=remedy, code=code, sqlite=str(error))
+
+
+_NOTHING_WRITTEN = "; the transaction was undone"
+_FAILURES: dict[int, tuple[type[FleetError], str, str, str]] = {
+    sqlite3.SQLITE_FULL: (
+        UnavailableError,
+        "disk_full",
+        f"cannot grow: the disk is full{_NOTHING_WRITTEN}",
+        "free some space there",
+    ),
+    sqlite3.SQLITE_IOERR: (
+        UnavailableError,
+        "disk_failed",
+        f"cannot be read or written: the disk failed, or a quota or limit on file sizes is reached{_NOTHING_WRITTEN}",
+        "look at the disk and its free space",
+    ),
+    sqlite3.SQLITE_READONLY: (
+        UnavailableError,
+        "read_only",
+        "cannot be written",
+        "give its owner the right to write it and its folder, and check that the disk is not mounted read-only",
+    ),
+    sqlite3.SQLITE_CANTOPEN: (
+        UnavailableError,
+        "no_database",
+        "cannot be opened",
+        "check that its folder is there and may be written",
+    ),
+    sqlite3.SQLITE_BUSY: (
+        UnavailableError,
+        "database_busy",
+        f"is being written by another process for more than {BUSY:.0f} s{_NOTHING_WRITTEN}",
+        "end that process, or try again",
+    ),
+    sqlite3.SQLITE_INTERRUPT: (
+        UnavailableError,
+        "too_slow",
+        f"took too long{_NOTHING_WRITTEN}",
+        "look at the disk; try again",
+    ),
+    sqlite3.SQLITE_CORRUPT: (BrokenError, "corrupt_database", "is damaged", "put a copy of it in place"),
+    sqlite3.SQLITE_NOTADB: (
+        BrokenError,
+        "corrupt_database",
+        "is no SQLite database, or is damaged",
+        "put a copy of it in place, or move it away to begin anew",
+    ),
+}
+
+
+def _make_private(path: Path) -> None:
+    """Make the file for its owner alone; SQLite gives its log the same mode."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
