@@ -1,0 +1,125 @@
+"""What stands before every request, whatever it asks for.
+
+A page in a browser on this machine can send requests to loopback. So a name that is not ours in `Host` (DNS
+rebinding) and a foreign `Origin` are refused, there is no CORS, and nothing may be cached. Bodies are bounded while
+they are read. An exception that nobody expected is logged here, once, and only here.
+"""
+
+import ipaddress
+import logging
+import re
+import socket
+import time
+from collections.abc import Collection
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cu_fleet.api.auth import SOCKET_OWNER
+from cu_fleet.api.problems import answer
+from cu_fleet.model.errors import DeniedError, FleetError
+
+MAX_BODY = 32 << 20
+MAX_FILE = 1 << 30
+_FILE = re.compile(r"/v1/leases/[^/]+/files/")
+_log = logging.getLogger("cu_fleet.api")
+
+
+class TooLargeError(FleetError):
+    status, exit_code, default_code = 413, 2, "too_large"
+
+
+class Guard:
+    def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
+        """`hosts`: names, beside loopback's, that this controller is reached by; `*` is any address of this machine."""
+        self._app = app
+        self._hosts = {host.lower() for host in hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"the door speaks HTTP, not {scope['type']}")
+        answering = _Answering(scope, send)
+        try:
+            limit = MAX_FILE if scope["method"] == "PUT" and _FILE.match(scope["path"]) else MAX_BODY
+            self._check(scope, limit)
+            await self._app(scope, _bounded(receive, limit), answering.send)
+        except FleetError as error:
+            await answer(error)(scope, receive, answering.send)
+        except ClientDisconnect:
+            _log.debug("%s %s: the client left", scope["method"], scope["path"])
+        except Exception:
+            if not answering.complete:
+                raise  # in the middle of a body: the server logs it and cuts the connection, so that it shows
+            _log.exception("%s %s failed", scope["method"], scope["path"])
+
+    def _check(self, scope: Scope, limit: int) -> None:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if SOCKET_OWNER not in scope and not self._ours(host):
+            raise DeniedError(
+                f"this controller is not called {host[:100]!r}",
+                remedy="use its address, or set CU_FLEET_HOST to this name",
+                code="wrong_host",
+            )
+        origin = headers.get("origin")
+        if origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
+            raise DeniedError("a page from elsewhere may not reach this controller", code="foreign_origin")
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > limit:
+            raise _too_large(limit)
+
+    def _ours(self, host: str) -> bool:
+        name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+        name = name.strip("[]").lower()
+        if name == "localhost" or name in self._hosts:
+            return True
+        if "*" in self._hosts and name == socket.gethostname().lower():
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return address.is_loopback or "*" in self._hosts
+
+
+class _Answering:
+    """Follows the answer as it goes out."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope, self._send, self._began = scope, send, time.monotonic()
+        self.complete = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers["Cache-Control"] = "no-store"
+            headers["X-Content-Type-Options"] = "nosniff"
+            if message["status"] == TooLargeError.status:
+                headers["Connection"] = "close"  # do not read what was refused
+            elapsed = 1000 * (time.monotonic() - self._began)
+            _log.debug("%s %s: %d in %.1f ms", self._scope["method"], self._scope["path"], message["status"], elapsed)
+        self.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+        await self._send(message)
+
+
+def _bounded(receive: Receive, limit: int) -> Receive:
+    seen = 0
+
+    async def receive_some() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > limit:
+            error = _too_large(limit)
+            raise HTTPException(error.status, str(error))  # the one kind that frameworks let through from here
+        return message
+
+    return receive_some
+
+
+def _too_large(limit: int) -> TooLargeError:
+    return TooLargeError(
+        f"the body is larger than {limit >> 20} MiB", remedy="send less at once, or a file under …/files", limit=limit
+    )

@@ -1,0 +1,166 @@
+"""Opening the door: one uvicorn server for the unix socket and one for TCP, in the caller's loop.
+
+What came through the socket is known by the protocol object that accepted it, which asks the kernel who is at the
+other end; only the controller's own user and root are heard. The servers differ in nothing else. When it is time to
+stop, whatever waits is told so first; what still runs after the grace is cut.
+"""
+
+import asyncio
+import os
+import pwd
+import socket
+import struct
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from cu_fleet.api.app import build
+from cu_fleet.api.auth import SOCKET_OWNER
+from cu_fleet.api.listen import tcp_listener, unix_listener, url_of
+
+if TYPE_CHECKING:
+    from cu_fleet.controller import Controller
+
+GRACE = 3
+MAX_HEAD = 64 << 10  # bytes of request line and headers that do not come in one piece
+MAX_CONNECTIONS = 1000  # of each door
+_PEER = struct.Struct("3i")  # pid, uid, gid
+
+
+class TcpProtocol(HttpToolsProtocol):
+    """uvicorn's, with a bound on headers that never end."""
+
+    _head = 0
+    _in_head = False
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head, self._in_head = 0, True
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head:
+            self._head += len(data)
+            if self._head > MAX_HEAD and not self.transport.is_closing():
+                self.send_400_response("The headers are too long.")
+
+
+class SocketProtocol(TcpProtocol):
+    """On the unix socket: marks each request with the user at the other end."""
+
+    _owner = ""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        connection = transport.get_extra_info("socket")
+        _, uid, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        if uid not in (0, os.geteuid()):
+            transport.abort()
+        self._owner = _user_name(uid)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope[SOCKET_OWNER] = self._owner  # type: ignore[literal-required]  # the ASGI scope is open
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid-{uid}"
+
+
+class _Door(uvicorn.Server):
+    """A uvicorn server that stops when told and leaves the process's signals alone."""
+
+    def __init__(self, app: ASGIApp, protocol: type[HttpToolsProtocol], closing: asyncio.Event) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=protocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=GRACE,
+                limit_concurrency=MAX_CONNECTIONS,
+            )
+        )
+        self._closing = closing
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    async def main_loop(self) -> None:
+        stopping = asyncio.create_task(self._closing.wait(), name="door: stop")
+        try:
+            while not stopping.done():
+                await self.on_tick(0)  # keeps the Date header
+                await asyncio.wait([stopping], timeout=1)
+        finally:
+            stopping.cancel()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        cut = [task for task in self.server_state.tasks if not task.done()]
+        await asyncio.gather(*cut, return_exceptions=True)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+
+async def serve(
+    controller: "Controller",
+    *,
+    socket_path: Path,
+    host: str,
+    port: int,
+    ready: Callable[[str], None],
+    stop: asyncio.Event,
+    shutdown: Callable[[], None],
+    port_fallback: bool = False,
+) -> None:
+    """Serve until `stop` is set, then end within a few seconds. `ready` hears the URL once both sockets listen.
+
+    A client that asks for the end of it all makes `shutdown` be called; it should set `stop`.
+    """
+    with ExitStack() as stack:
+        tcp = stack.enter_context(tcp_listener(host, port, fallback=port_fallback))
+        unix = stack.enter_context(unix_listener(socket_path))
+        url = url_of(tcp)
+        hosts = {"*"} if host in ("", "0.0.0.0", "::") else {host}  # noqa: S104 - compared, not bound
+        app = build(controller, shutdown=shutdown, closing=stop, hosts=hosts)
+        controller.url = url
+        await _both(app, unix, tcp, stop, lambda: ready(url))
+
+
+async def _both(
+    app: ASGIApp, unix: socket.socket, tcp: socket.socket, stop: asyncio.Event, ready: Callable[[], None]
+) -> None:
+    doors = [(_Door(app, SocketProtocol, stop), unix), (_Door(app, TcpProtocol, stop), tcp)]
+    async with asyncio.TaskGroup() as tasks:
+        for door, listener in doors:
+            kind = "socket" if listener is unix else "tcp"
+            tasks.create_task(_run(door, listener, stop), name=f"door: {kind}")
+        ready()  # the sockets listen already: whoever connects now is served in a moment
+
+
+async def _run(door: _Door, listener: socket.socket, stop: asyncio.Event) -> None:
+    """One door's end is the other's too."""
+    try:
+        await door.serve(sockets=[listener])
+    finally:
+        stop.set()
