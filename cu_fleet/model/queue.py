@@ -154,7 +154,7 @@ class _Planner:
             self._make_or_wait(lease, recipe, name)
         elif desktop.stage is Stage.PARKED:
             self._wake_or_wait(lease, recipe, desktop)
-        elif desktop.stage is Stage.READY:
+        elif desktop.stage is Stage.READY and not self._decided(desktop):
             if desktop.owner not in (None, lease.agent) and not recipe.shared:
                 self.out.decisions.append(Reset(desktop))
             else:
@@ -173,41 +173,39 @@ class _Planner:
             self._make_or_wait(lease, recipe, None)
 
     def _make_or_wait(self, lease: Lease, recipe: Recipe, name: str | None) -> None:
-        if self._room(recipe) or self._make_room(recipe):
+        if self._room(recipe):
             self._make(recipe, name)
-        elif self.leaving:
-            self.leaving.pop()  # its room will be this request's
-        else:
+        elif not self._await_room():
             self._block(lease, self._full(recipe, name))
 
     def _wake_or_wait(self, lease: Lease, recipe: Recipe, desktop: Desktop) -> None:
-        if self._room(recipe) or self._make_room(recipe):
+        if self._room(recipe):
             self._take_room(recipe)
             self.out.decisions.append(Wake(desktop))
-        elif self.leaving:
-            self.leaving.pop()
-        else:
+        elif not self._await_room():
             self._block(lease, self._full(recipe, desktop.name))
 
-    def _make_room(self, recipe: Recipe) -> bool:
-        """Ask an idle desktop that no one waits for to give way. True only if there is room at once (never here)."""
-        wanted = {x.profile for x in self.state.leases if x.state is LeaseState.WAITING and not x.desktop_name}
+    def _await_room(self) -> bool:
+        """Whether room is on its way; each leaving desktop's room is for one request only."""
+        if not self.leaving:
+            self._make_room()
+        if self.leaving:
+            self.leaving.pop()
+            return True
+        return False
+
+    def _make_room(self) -> None:
+        """Ask an idle desktop, that no older request will get, to give way: its room comes later, never at once."""
         for desktop in self.state.desktops:
-            if desktop.stage is not Stage.READY or self._decided(desktop):
-                continue
-            idle_pool = not desktop.name and desktop.profile not in wanted
-            idle_named = (
-                desktop.name
-                and desktop.name not in self.named_claims
-                and self._parkable(desktop)
-                and not any(x.desktop_name == desktop.name for x in self.state.leases)
-            )
-            if idle_pool or idle_named:
+            idle = desktop.stage is Stage.READY and not self._decided(desktop)
+            if idle and (self._parkable(desktop) if desktop.name else self._unclaimed(desktop)):
                 self.out.decisions.append(GiveWay(desktop))
                 self._forget(desktop)
                 self.leaving.add(desktop.id)
-                return False
-        return False
+                return
+
+    def _unclaimed(self, desktop: Desktop) -> bool:
+        return desktop in self.ready.get(desktop.profile, ()) or desktop.frozen or not self._current(desktop)
 
     def _full(self, recipe: Recipe, name: str | None) -> Blocked:
         """No room: the one to wait for is the lease that runs out first, of this profile if there is one."""
@@ -269,7 +267,7 @@ class _Planner:
 
     def _parkable(self, desktop: Desktop) -> bool:
         recipe = self.state.recipes.get(desktop.profile)
-        return recipe is not None and recipe.can_park
+        return recipe is not None and recipe.can_park and desktop.name not in self.named_claims
 
     def _is_free(self, desktop: Desktop) -> bool:
         return desktop.stage is Stage.READY and not desktop.name and not desktop.frozen and self._current(desktop)
