@@ -66,15 +66,17 @@ class Tx(Protocol):
 
     def get_meta(self, name: str) -> str | None: ...
 
-    def set_meta(self, name: str, value: str) -> None: ...
+    def set_meta(self, name: str, value: str | None) -> None:
+        """Write a fact about the fleet down; None forgets it."""
+        ...
 
 
 class Store(Protocol):
     async def transact(self, work: Callable[[Tx], T]) -> T:
         """Run `work` in one transaction, and return what it returns. A raised error undoes all of it.
 
-        `work` is a plain function that only reads and writes records: it runs on another thread, and once more if the
-        database went away before it was done. Cancelled, this call ends when the transaction has.
+        `work` is a plain function, run once, on another thread. Cancelled, this call ends when the transaction has:
+        undone if it never began, else done or undone.
         """
         ...
 

@@ -1,8 +1,9 @@
 """PostgreSQL, by URL.
 
-One controller per database: an advisory lock, held as long as the connection lives, refuses a second one. When the
-server goes away and comes back, the connection is made anew. A transaction that broke before its commit was sent is
-surely undone and is run once more; when the commit was under way nobody can tell, and the caller is told just that.
+One controller per database: an advisory lock, held as long as the connection lives, refuses a second one (so the URL
+names the server itself, not a pooler that shares connections out by transaction). When the server goes away and comes
+back, the next transaction makes a new connection; work is never run twice. A transaction that breaks in the middle is
+undone by the server; when its commit was under way nobody can tell, and the caller is told just that.
 """
 
 import os
@@ -13,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from cu_fleet.model.errors import BrokenError, ConflictError, FleetError, InvalidError, UnavailableError
 
@@ -27,14 +28,10 @@ except ImportError as e:
         code="no_psycopg",
     ) from e
 
-from collections.abc import Callable
-
-from cu_fleet.stores.base import Tx
 from cu_fleet.stores.engine import LIMIT, SqlStore
 from cu_fleet.stores.tables import Params
 from cu_fleet.stores.transaction import RefusedError, Rows
 
-T = TypeVar("T")
 PATIENCE = 5.0  # seconds to wait for a server that went away, once
 LOCK_WAIT = "3s"  # a killed controller's connection may take a moment to end
 _LOCK = 0x63756665  # "cufe"
@@ -50,7 +47,7 @@ AND lock.database = (SELECT oid FROM pg_database WHERE datname = current_databas
 
 
 class LostError(UnavailableError):
-    """The connection broke; what was not committed is undone."""
+    """The connection broke; the transaction is undone."""
 
     default_code = "database_lost"
 
@@ -79,14 +76,6 @@ class PostgresStore(SqlStore):
     async def close(self) -> None:
         self._ending.set()
         await super().close()
-
-    def run(self, work: Callable[[Tx], T]) -> T:
-        self._reconnect()
-        try:
-            return super().run(work)
-        except LostError:
-            self._reconnect()
-            return super().run(work)
 
     def _reconnect(self) -> None:
         """A connection that lives. Only the first to miss it waits for the server, or a queue would wait in turns."""
@@ -140,7 +129,13 @@ class PostgresStore(SqlStore):
             connection.close()
 
     def begin(self) -> None:
-        self.execute("BEGIN", {})
+        """On a connection that lives: the server may have gone and come back since the last transaction."""
+        self._reconnect()
+        try:
+            self.execute("BEGIN", {})
+        except LostError:
+            self._reconnect()
+            self.execute("BEGIN", {})
 
     def commit(self) -> None:
         try:

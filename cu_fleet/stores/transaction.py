@@ -30,6 +30,9 @@ GET_META = "SELECT value FROM meta WHERE name = :name"
 SET_META = """
 INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDATE SET value = excluded.value"""
 
+# The same fact, forgotten.
+FORGET_META = "DELETE FROM meta WHERE name = :name"
+
 # The newest audit entry.
 HEAD = f"SELECT {ENTRY_COLUMNS} FROM audit ORDER BY seq DESC LIMIT 1"  # noqa: S608 - columns of Entry, nothing else
 
@@ -94,8 +97,11 @@ class SqlTx:
         rows = self._do(GET_META, {"name": name})
         return str(rows[0][0]) if rows else None
 
-    def set_meta(self, name: str, value: str) -> None:
-        self._do(SET_META, {"name": name, "value": value})
+    def set_meta(self, name: str, value: str | None) -> None:
+        if value is None:
+            self._do(FORGET_META, {"name": name})
+        else:
+            self._do(SET_META, {"name": name, "value": value})
 
     def check(self) -> None:
         """Raise what went wrong, if the work has kept silent about it."""
