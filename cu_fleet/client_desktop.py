@@ -1,0 +1,307 @@
+"""A leased desktop, as the client drives it: pointer, keys, screen, windows, files."""
+
+import asyncio
+import base64
+import os
+import uuid
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from cu_fleet.backends.base import FileInfo
+from cu_fleet.client_http import Wire, chunks, error_of, given, read, v1
+from cu_fleet.model.request import Done
+from cu_fleet.model.view import LeaseView
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    class Picture(Image.Image):
+        """A PIL image that knows which frame it is."""
+
+        frame: "Frame"
+
+
+Time = float | str  # seconds, or "15m"
+Action = Mapping[str, Any]  # {"type": "click", "x": 1, "y": 2}, as in the HTTP API
+Button = Literal["left", "middle", "right", "back", "forward"]
+Format = Literal["png", "jpeg", "webp"]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Which picture this is: how old, of what, and its bytes as they were handed out."""
+
+    id: str
+    sha256: str  # of `data`
+    age: float
+    scale: float
+    generation: int
+    format: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a batch: one `Done` for each action, and the picture if one was asked for."""
+
+    done: list[Done]
+    generation: int
+    image: "Picture | None"
+
+
+class Desktop:
+    """One leased desktop: pointer, keys, screen, files. Coordinates are pixels of its screen.
+
+    `intent` says why, for the record.
+    """
+
+    def __init__(self, wire: Wire, lease: LeaseView) -> None:
+        self._wire = wire
+        self.lease = lease  # as it was when we last heard of it
+
+    @property
+    def id(self) -> str:
+        """The lease's."""
+        return self.lease.lease
+
+    # doing
+
+    async def act(
+        self,
+        actions: Iterable[Action],
+        *,
+        screenshot: Mapping[str, Any] | bool | None = None,
+        intent: str | None = None,
+        request_id: str | None = None,
+        frame: str | None = None,
+        approval: str | None = None,
+    ) -> Result:
+        """A batch in one go. `screenshot=True`, or how it is wanted, answers with the settled picture too."""
+        batch = [dict(action) for action in actions]
+        shot = {} if screenshot is True else screenshot or None
+        words = given(intent=intent, request_id=request_id, frame=frame, approval=approval)
+        body = {"actions": batch, "screenshot": shot if shot is None else dict(shot), **words}
+        answer = (await self._call("POST", "actions", body=body, patience=_patience(batch))).json()
+        image = answer["screenshot"] and _picture(answer["screenshot"], answer["generation"])
+        return Result([read(Done, one) for one in answer["done"]], answer["generation"], image)
+
+    async def _do(self, intent: str | None, kind: str, **arguments: Any) -> None:
+        result = await self.act([{"type": kind, **given(**arguments)}], intent=intent)
+        for done in result.done:
+            if not done.ok:
+                raise error_of({"status": 500, "code": done.code or "failed", "detail": done.detail or "not done"})
+
+    async def click(
+        self,
+        x: int,
+        y: int,
+        *,
+        button: Button = "left",
+        count: int = 1,
+        modifiers: Sequence[str] = (),
+        intent: str | None = None,
+    ) -> None:
+        await self._do(intent, "click", x=x, y=y, button=button, count=count, modifiers=list(modifiers))
+
+    async def double_click(
+        self, x: int, y: int, *, button: Button = "left", modifiers: Sequence[str] = (), intent: str | None = None
+    ) -> None:
+        await self._do(intent, "click", x=x, y=y, button=button, count=2, modifiers=list(modifiers))
+
+    async def move(self, x: int, y: int, *, intent: str | None = None) -> None:
+        await self._do(intent, "move", x=x, y=y)
+
+    async def press(
+        self, x: int | None = None, y: int | None = None, *, button: Button = "left", intent: str | None = None
+    ) -> None:
+        """Hold a button down, there or where the pointer is."""
+        await self._do(intent, "press", x=x, y=y, button=button)
+
+    async def release(
+        self, x: int | None = None, y: int | None = None, *, button: Button = "left", intent: str | None = None
+    ) -> None:
+        """Let a held button go. (The lease itself ends with its `async with`, or by `fleet.release`.)"""
+        await self._do(intent, "release", x=x, y=y, button=button)
+
+    async def drag(
+        self,
+        path: Iterable[tuple[int, int]],
+        *,
+        button: Button = "left",
+        modifiers: Sequence[str] = (),
+        intent: str | None = None,
+    ) -> None:
+        await self._do(intent, "drag", path=[list(p) for p in path], button=button, modifiers=list(modifiers))
+
+    async def scroll(
+        self,
+        x: int,
+        y: int,
+        *,
+        dx: int = 0,
+        dy: int = 0,
+        modifiers: Sequence[str] = (),
+        intent: str | None = None,
+    ) -> None:
+        """Wheel notches; dy > 0 is down."""
+        await self._do(intent, "scroll", x=x, y=y, dx=dx, dy=dy, modifiers=list(modifiers))
+
+    async def key(self, keys: str, *, intent: str | None = None) -> None:
+        """One key or several together: `ctrl+shift+t`."""
+        await self._do(intent, "key", keys=keys)
+
+    async def key_down(self, key: str, *, intent: str | None = None) -> None:
+        await self._do(intent, "key_down", key=key)
+
+    async def key_up(self, key: str, *, intent: str | None = None) -> None:
+        await self._do(intent, "key_up", key=key)
+
+    async def hold_key(self, keys: str, seconds: float, *, intent: str | None = None) -> None:
+        await self._do(intent, "hold_key", keys=keys, seconds=seconds)
+
+    async def type(self, text: str, *, intent: str | None = None) -> None:
+        """Any Unicode, as keys."""
+        await self._do(intent, "type", text=text)
+
+    async def paste(self, text: str, *, intent: str | None = None) -> None:
+        """Any Unicode, through the clipboard."""
+        await self._do(intent, "paste", text=text)
+
+    async def wait(self, seconds: float) -> None:
+        await self._do(None, "wait", seconds=seconds)
+
+    async def wait_stable(self, *, quiet_ms: int = 300, timeout_ms: int = 10_000) -> None:
+        """Until nothing has changed on the screen for a while."""
+        await self._do(None, "wait_stable", quiet_ms=quiet_ms, timeout_ms=timeout_ms)
+
+    async def wait_change(self, *, timeout_ms: int = 10_000) -> None:
+        """Until something changes on the screen."""
+        await self._do(None, "wait_change", timeout_ms=timeout_ms)
+
+    # looking
+
+    async def screenshot(
+        self,
+        *,
+        region: tuple[int, int, int, int] | None = None,
+        max_edge: int | None = None,
+        format: Format = "png",  # noqa: A002 - as the API has it
+        quality: int | None = None,
+        max_bytes: int | None = None,
+        pointer: bool = False,
+        intent: str | None = None,
+    ) -> "Picture":
+        """What the screen shows now, as a PIL image; `.frame` says which picture it is, and has its bytes."""
+        part = ",".join(map(str, region)) if region else None
+        query = {"max_edge": max_edge, "format": format, "quality": quality, "max_bytes": max_bytes, "intent": intent}
+        answer = await self._call("GET", "screenshot", query={**query, "region": part, "pointer": pointer})
+        facts = {name: answer.headers[f"Cu-Fleet-{name}"] for name in ("frame", "sha256", "age", "scale", "generation")}
+        return _picture({**facts, "format": format, "data": answer.content}, int(facts["generation"]))
+
+    async def windows(self) -> list[dict[str, Any]]:
+        """Each with id, title, class, pid, x, y, width, height and focused."""
+        return list((await self._call("GET", "windows")).json()["windows"])
+
+    async def focus(self, window: int) -> None:
+        await self._call("POST", "focus", body={"window": window})
+
+    async def launch(self, name: str, *args: str) -> dict[str, Any]:
+        """Start a program that the profile lists."""
+        return dict((await self._call("POST", "launch", body={"name": name, "args": list(args)})).json())
+
+    async def clipboard_get(self) -> str:
+        return str((await self._call("GET", "clipboard")).json()["text"])
+
+    async def clipboard_set(self, text: str) -> None:
+        await self._call("PUT", "clipboard", body={"text": text})
+
+    # files, in what is `~/Shared` inside
+
+    async def files(self, path: str = "") -> list[FileInfo]:
+        answer = await self._call("GET", "files", query={"path": path})
+        return [FileInfo(**one) for one in answer.json()["files"]]
+
+    async def put_file(
+        self, path: str, data: bytes | os.PathLike[str] | AsyncIterator[bytes], *, mode: int = 0o644
+    ) -> int:
+        """Write bytes, or the file at a local path, to `path`; returns the size."""
+        content = _contents(Path(data)) if isinstance(data, os.PathLike) else data
+        query = {"mode": f"{mode:04o}"}
+        answer = await self._call("PUT", "files", *path.split("/"), query=query, content=content, patience=600)
+        return int(answer.json()["size"])
+
+    async def get_file(self, path: str) -> bytes:
+        return bytes((await self._call("GET", "files", *path.split("/"), patience=600)).content)
+
+    async def download(self, path: str, to: str | os.PathLike[str]) -> int:
+        """Write a file to a local path, whole or not at all; returns the size."""
+        target = Path(to)
+        part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+        try:
+            size = await self._downloaded(path, part)
+            await asyncio.to_thread(part.replace, target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        return size
+
+    async def _downloaded(self, path: str, part: Path) -> int:
+        size = 0
+        url = v1("leases", self.id, "files", *path.split("/"))
+        async with self._wire.stream("GET", url, token=self.lease.token, patience=600) as answer:
+            with await asyncio.to_thread(part.open, "wb") as file:
+                async for chunk in chunks(self._wire, answer):
+                    size += await asyncio.to_thread(file.write, chunk)
+        return size
+
+    async def remove_file(self, path: str) -> None:
+        await self._call("DELETE", "files", *path.split("/"))
+
+    # the lease
+
+    async def renew(self, ttl: Time | None = None) -> LeaseView:
+        """A full term from now. Inside `async with fleet.lease(…)` this happens by itself."""
+        answer = await self._call("POST", "renew", body=given(ttl=ttl))
+        self.lease = read(LeaseView, {**answer.json(), "token": self.lease.token})
+        return self.lease
+
+    async def refresh(self) -> LeaseView:
+        """The lease as it is now: paused, for instance, and why."""
+        answer = await self._wire.call("GET", v1("leases", self.id), token=self.lease.token)
+        self.lease = read(LeaseView, {**answer.json(), "token": self.lease.token})
+        return self.lease
+
+    async def _call(self, method: str, *steps: str, **more: Any) -> Any:
+        return await self._wire.call(method, v1("leases", self.id, *steps), token=self.lease.token, **more)
+
+
+def _patience(actions: Sequence[Action]) -> float:
+    """How long a batch may take by what it says itself."""
+    named = sum(float(a.get("seconds") or 0) + float(a.get("timeout_ms") or 10_000) / 1000 for a in actions)
+    return 60.0 + named + sum(len(str(a.get("text") or "")) for a in actions) / 50
+
+
+def _picture(facts: Mapping[str, Any], generation: int) -> "Picture":
+    from PIL import Image
+
+    data = facts["data"] if isinstance(facts["data"], bytes) else base64.b64decode(facts["data"])
+    picture = cast("Picture", Image.open(BytesIO(data)).copy())
+    picture.frame = Frame(
+        id=str(facts["frame"]),
+        sha256=str(facts["sha256"]),
+        age=float(facts["age"]),
+        scale=float(facts["scale"]),
+        generation=generation,
+        format=str(facts["format"]),
+        data=data,
+    )
+    return picture
+
+
+async def _contents(path: Path) -> AsyncIterator[bytes]:
+    with await asyncio.to_thread(path.open, "rb") as file:
+        while chunk := await asyncio.to_thread(file.read, 256 << 10):
+            yield chunk

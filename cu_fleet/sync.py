@@ -1,0 +1,288 @@
+"""The Python client, blocking: for test suites, notebooks and scripts.
+
+    with Fleet.connect() as fleet:
+        with fleet.lease(agent="codex-a", profile="local") as desktop:
+            desktop.click(640, 400)
+
+The same names as `cu_fleet.client`, with the same arguments: each method runs its asynchronous one in an event loop
+that the Fleet keeps in a thread, and waits. ^C cancels what is being waited for, lets it clean up after itself, and is
+then raised as usual.
+"""
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import Future, wait
+from functools import wraps
+from types import TracebackType
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+
+from cu_fleet import client
+from cu_fleet.client import Completed, Frame, Result
+from cu_fleet.model.view import LeaseView
+
+__all__ = ["Command", "Completed", "Desktop", "Fleet", "Frame", "Leasing", "Result"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+A = TypeVar("A")
+W = TypeVar("W")
+_CLEAN_UP = 30.0
+_END: Any = object()
+
+
+class Loop:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="cu-fleet client", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Awaitable[T]) -> T:
+        """Wait for it here; what breaks the waiting off cancels it, and waits for its end."""
+        result: Future[T] = Future()
+        tasks: list[asyncio.Task[T]] = []
+
+        def begin() -> None:
+            tasks.append(self._loop.create_task(_awaited(work), name="blocking call"))
+            tasks[0].add_done_callback(lambda task: _settle(result, task))
+
+        def cancel() -> None:
+            tasks[0].cancel()
+
+        self._loop.call_soon_threadsafe(begin)
+        try:
+            return result.result()
+        except BaseException:
+            if not result.done():
+                self._loop.call_soon_threadsafe(cancel)  # after `begin`, always
+                wait([result], _CLEAN_UP)
+            raise
+
+    def close(self) -> None:
+        if not self._loop.is_closed():
+            self.run(_wound_up())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+
+async def _wound_up() -> None:
+    loop = asyncio.get_running_loop()
+    await loop.shutdown_asyncgens()
+    await loop.shutdown_default_executor()
+
+
+async def _awaited(work: Awaitable[T]) -> T:
+    return await work
+
+
+def _settle(result: "Future[T]", task: "asyncio.Task[T]") -> None:
+    if task.cancelled():
+        result.cancel()
+    elif error := task.exception():
+        result.set_exception(error)
+    else:
+        result.set_result(task.result())
+
+
+class _Blocking(Generic[A]):
+    """Something of the asynchronous client, and the loop it lives in."""
+
+    def __init__(self, inner: A, loop: Loop) -> None:
+        self._inner, self._loop = inner, loop
+
+
+def _waits(method: Callable[Concatenate[A, P], Awaitable[T]]) -> Callable[Concatenate[_Blocking[A], P], T]:
+    @wraps(method)
+    def call(self: _Blocking[A], /, *args: P.args, **more: P.kwargs) -> T:
+        return self._loop.run(method(self._inner, *args, **more))
+
+    return call
+
+
+def _gives(
+    method: Callable[Concatenate[A, P], T], kind: Callable[[T, Loop], W]
+) -> Callable[Concatenate[_Blocking[A], P], W]:
+    """What the method returns, in its blocking form."""
+
+    @wraps(method)
+    def call(self: _Blocking[A], /, *args: P.args, **more: P.kwargs) -> W:
+        return kind(method(self._inner, *args, **more), self._loop)
+
+    return call
+
+
+def _waits_and_gives(
+    method: Callable[Concatenate[A, P], Awaitable[T]], kind: Callable[[T, Loop], W]
+) -> Callable[Concatenate[_Blocking[A], P], W]:
+    @wraps(method)
+    def call(self: _Blocking[A], /, *args: P.args, **more: P.kwargs) -> W:
+        return kind(self._loop.run(method(self._inner, *args, **more)), self._loop)
+
+    return call
+
+
+def _each(source: AsyncIterator[T], loop: Loop) -> Iterator[T]:
+    """What comes, one by one; leaving the iteration ends the source."""
+    try:
+        while (item := loop.run(anext(source, _END))) is not _END:
+            yield item
+    finally:
+        close = getattr(source, "aclose", None)
+        if close is not None:
+            loop.run(close())
+
+
+class Desktop(_Blocking[client.Desktop]):
+    """One leased desktop; see `cu_fleet.client.Desktop`."""
+
+    @property
+    def lease(self) -> LeaseView:
+        return self._inner.lease
+
+    @property
+    def id(self) -> str:
+        return self._inner.id
+
+    act = _waits(client.Desktop.act)
+    click = _waits(client.Desktop.click)
+    double_click = _waits(client.Desktop.double_click)
+    move = _waits(client.Desktop.move)
+    press = _waits(client.Desktop.press)
+    release = _waits(client.Desktop.release)
+    drag = _waits(client.Desktop.drag)
+    scroll = _waits(client.Desktop.scroll)
+    key = _waits(client.Desktop.key)
+    key_down = _waits(client.Desktop.key_down)
+    key_up = _waits(client.Desktop.key_up)
+    hold_key = _waits(client.Desktop.hold_key)
+    type = _waits(client.Desktop.type)
+    paste = _waits(client.Desktop.paste)
+    wait = _waits(client.Desktop.wait)
+    wait_stable = _waits(client.Desktop.wait_stable)
+    wait_change = _waits(client.Desktop.wait_change)
+    screenshot = _waits(client.Desktop.screenshot)
+    windows = _waits(client.Desktop.windows)
+    focus = _waits(client.Desktop.focus)
+    launch = _waits(client.Desktop.launch)
+    clipboard_get = _waits(client.Desktop.clipboard_get)
+    clipboard_set = _waits(client.Desktop.clipboard_set)
+    files = _waits(client.Desktop.files)
+    put_file = _waits(client.Desktop.put_file)
+    get_file = _waits(client.Desktop.get_file)
+    download = _waits(client.Desktop.download)
+    remove_file = _waits(client.Desktop.remove_file)
+    renew = _waits(client.Desktop.renew)
+    refresh = _waits(client.Desktop.refresh)
+
+
+class Leasing(_Blocking[client.Leasing]):
+    """`with fleet.lease(…) as desktop`."""
+
+    def __enter__(self) -> Desktop:
+        return Desktop(self._loop.run(self._inner.__aenter__()), self._loop)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.run(self._inner.__aexit__(kind, error, trace))
+
+
+class Command(_Blocking[client.Command]):
+    """`with fleet.exec(…) as command: for stream, data in command: …`, and then `command.exit_code`."""
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._inner.exit_code
+
+    def __enter__(self) -> Self:
+        self._loop.run(self._inner.__aenter__())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.run(self._inner.__aexit__(kind, error, trace))
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        return _each(aiter(self._inner), self._loop)
+
+
+class Fleet(_Blocking[client.Fleet]):
+    """A controller; see `cu_fleet.client.Fleet`."""
+
+    @classmethod
+    def connect(
+        cls,
+        url: str | None = None,
+        token: str | None = None,
+        home: str | os.PathLike[str] | None = None,
+        start: bool = True,
+    ) -> Self:
+        return cls(client.Fleet.connect(url, token, home, start), Loop())
+
+    def __enter__(self) -> Self:
+        try:
+            self._loop.run(self._inner.__aenter__())
+        except BaseException:
+            self._loop.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        try:
+            self._loop.run(self._inner.close())
+        finally:
+            self._loop.close()
+
+    ask = _waits(client.Fleet.ask)
+    lease = _gives(client.Fleet.lease, Leasing)
+    acquire = _waits_and_gives(client.Fleet.acquire, Desktop)
+    open = _waits_and_gives(client.Fleet.open, Desktop)
+    leases = _waits(client.Fleet.leases)
+    show = _waits(client.Fleet.show)
+    renew = _waits(client.Fleet.renew)
+    release = _waits(client.Fleet.release)
+    pause = _waits(client.Fleet.pause)
+    resume = _waits(client.Fleet.resume)
+    take = _waits(client.Fleet.take)
+    revoke = _waits(client.Fleet.revoke)
+    reassign = _waits(client.Fleet.reassign)
+    desktops = _waits(client.Fleet.desktops)
+    desktop = _waits(client.Fleet.desktop)
+    remove_desktop = _waits(client.Fleet.remove_desktop)
+    freeze = _waits(client.Fleet.freeze)
+    thaw = _waits(client.Fleet.thaw)
+    logs = _waits(client.Fleet.logs)
+    exec = _gives(client.Fleet.exec, Command)
+    run = _waits(client.Fleet.run)
+    save = _waits(client.Fleet.save)
+    snapshots = _waits(client.Fleet.snapshots)
+    restore = _waits(client.Fleet.restore)
+    delete_snapshot = _waits(client.Fleet.delete_snapshot)
+    agents = _waits(client.Fleet.agents)
+    add_agent = _waits(client.Fleet.add_agent)
+    rotate_agent = _waits(client.Fleet.rotate_agent)
+    unbar_agent = _waits(client.Fleet.unbar_agent)
+    remove_agent = _waits(client.Fleet.remove_agent)
+    operators = _waits(client.Fleet.operators)
+    add_operator = _waits(client.Fleet.add_operator)
+    rotate_operator = _waits(client.Fleet.rotate_operator)
+    remove_operator = _waits(client.Fleet.remove_operator)
+    profiles = _waits(client.Fleet.profiles)
+    profile = _waits(client.Fleet.profile)
+    audit = _waits(client.Fleet.audit)
+    verify_audit = _waits(client.Fleet.verify_audit)
+    export_audit = _gives(client.Fleet.export_audit, _each)
+    events = _gives(client.Fleet.events, _each)
+    status = _waits(client.Fleet.status)
+    metrics = _waits(client.Fleet.metrics)
+    shutdown = _waits(client.Fleet.shutdown)
