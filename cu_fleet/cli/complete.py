@@ -84,5 +84,9 @@ def _at_home() -> Any:
 
     to = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     to.settimeout(PATIENCE)
-    to.connect(str(default_home() / "controller.sock"))
+    try:
+        to.connect(str(default_home() / "controller.sock"))
+    except BaseException:
+        to.close()
+        raise
     return to

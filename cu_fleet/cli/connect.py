@@ -65,7 +65,7 @@ def _wire(start: bool) -> Wire:
     from cu_fleet.settings import default_home
 
     url, token = os.environ.get("CU_FLEET_URL") or None, os.environ.get("CU_FLEET_TOKEN") or None
-    return Wire(url=url, token=token, home=default_home(), start=start)
+    return Wire(url=url.rstrip("/") if url else None, token=token, home=default_home(), start=start)
 
 
 def _cancelled_by_sigterm() -> "threading.Event":

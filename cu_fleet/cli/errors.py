@@ -39,14 +39,19 @@ class FleetGroup(TyperGroup):
 
         return ended(run, asks_json(words)) if standalone_mode else run()
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise typer.Exit(_reader_left()) from None
+        return result
+
 
 def ended(run: Callable[[], Any], as_json: bool) -> NoReturn:
     """Run a command to its end, and leave with its exit code."""
     try:
         code = run()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        code = _reader_left()
     except Exception as error:  # noqa: BLE001 -- the one place where everything unforeseen is told
         code = told(error, as_json)
     if code == INTERRUPTED:
