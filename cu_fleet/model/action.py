@@ -288,7 +288,8 @@ def _refusal(where: str, index: int, kind: str, error: Any) -> InvalidError:
     elif error["type"] in ("value_error", "assertion_error"):
         what = error["msg"].removeprefix("Value error, ")
     else:
-        what = f"{error['msg'].replace('Input should be', 'expected').replace('tuple', 'list')}, found {_shown(error['input'])}"
+        what = error["msg"].replace("Input should be", "expected").replace("tuple", "list")
+        what += f", found {_shown(error['input'])}"
     return InvalidError(f"{where}{key}: {what}", code="bad_action", index=index, key=key.lstrip("."))
 
 

@@ -1,0 +1,349 @@
+"""RFB's client side without any I/O: bytes go in by `dataReceived`, events come out at a `Listener`.
+
+A desktop's server is not to be trusted: whatever runs inside the desktop may have taken its place. So every length is
+bounded before it is waited for, every rectangle lies on the screen, pictures come only when asked for, and only as RAW
+and CopyRect, which cannot expand.
+
+The cursor is kept apart from the picture. Continuous updates are not used: they would have an animated desktop send
+all day what nobody looks at. Nor is the *extended* desktop size: it is for clients that choose the size, and costs
+an update without pixels at every full request.
+"""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from vncdotool.const import Encoding, MsgS2C  # type: ignore[import-untyped]
+from vncdotool.rfb import PixelFormat  # type: ignore[import-untyped]
+
+from cu_fleet.model.errors import UnsupportedError
+from cu_fleet.rfb import clipboard
+from cu_fleet.rfb.canvas import BYTES, Canvas, Cursor, Rect, unmasked
+from cu_fleet.rfb.handshake import Handshake, RfbError, Wire, check_size
+
+MOST_CURSOR = 512 * 512
+MOST_CUT_TEXT = 64 << 20  # longer is a breach; shorter, but more than the clipboard takes, is passed over
+MOST_NOISE = 10_000  # messages that nobody asked for, forgiven with time
+MOST_UPDATES = 1000  # that may be owed to us
+_BAND = 64 << 10
+_PASS_OVER = 256 << 10
+_FENCE_REQUEST = 1 << 31
+_OUR_FORMAT = PixelFormat(32, 24, False, True, 255, 255, 255, 16, 8, 0)
+_ENCODINGS = (
+    Encoding.RAW,
+    Encoding.COPY_RECTANGLE,
+    Encoding.PSEUDO_CURSOR_WITH_ALPHA,
+    Encoding.PSEUDO_CURSOR,
+    Encoding.PSEUDO_VMWARE_CURSOR_POSITION,
+    Encoding.PSEUDO_DESKTOP_SIZE,
+    Encoding.PSEUDO_DESKTOP_NAME,
+    Encoding.PSEUDO_LAST_RECT,
+    Encoding.PSEUDO_QEMU_LED_STATE,  # else TigerVNC takes an unshifted "A" for a client's caps lock, and presses it
+    Encoding.PSEUDO_FENCE,
+    Encoding.PSEUDO_EXTENDED_CLIPBOARD,
+)
+
+
+class Listener(Protocol):
+    def ready(self) -> None:
+        """The handshake is done; the canvas is there."""
+
+    def updated(self, update: "Update") -> None:
+        """A whole update has been drawn."""
+
+    def fenced(self, payload: bytes) -> None:
+        """Our fence has come back."""
+
+    def offered(self) -> None:
+        """The desktop has a text in its clipboard that can be requested."""
+
+    def provided(self, text: str | None) -> None:
+        """The desktop's clipboard; None: no text, or too much of it."""
+
+    def failed(self, error: RfbError) -> None:
+        """The connection is over."""
+
+
+@dataclass(slots=True)
+class Update:
+    rects: list[Rect] = field(default_factory=list)  # that carried pixels
+    pixels: int = 0
+    resized: bool = False
+
+
+class Engine(Handshake):
+    def __init__(self, wire: Wire, listener: Listener, password: str | None = None) -> None:
+        super().__init__(wire, password)
+        self.listener = listener
+        self.canvas = Canvas(1, 1)
+        self.cursor: Cursor | None = None
+        self.pointer = (0, 0)
+        self.fences = False
+        self.extended_clipboard = False
+        self.leds = 0  # 1: scroll lock, 2: num lock, 4: caps lock
+        self.bells = 0
+        self.noise = 0.0
+        self.owed = 0  # updates that may still come for what was requested
+        self._offer: str | None = None  # our clipboard, until the server wants it
+        self._update = Update()
+
+    def welcomed(self, width: int, height: int) -> None:
+        self.canvas = Canvas(width, height)
+        self.setPixelFormat(_OUR_FORMAT)
+        self.transport.write(struct.pack(f"!BxH{len(_ENCODINGS)}i", 2, len(_ENCODINGS), *_ENCODINGS))
+        self._next_message()
+        self.listener.ready()
+
+    def failed(self, error: RfbError) -> None:
+        self.listener.failed(error)
+
+    # Messages
+
+    def _handleConnection(self, block: bytes) -> None:  # noqa: N802
+        kind = block[0]
+        if kind == MsgS2C.FRAMEBUFFER_UPDATE:
+            self.expect(self._handleFramebufferUpdate, 3)
+            return
+        self.noise += 1
+        if self.noise > MOST_NOISE:
+            raise RfbError(f"the screen's server sent {MOST_NOISE:,} messages that nobody asked for")
+        if kind == MsgS2C.BELL:
+            self.bells += 1
+            self.expect(self._handleConnection, 1)
+        elif kind == MsgS2C.SERVER_CUT_TEXT:
+            self.expect(self._handleServerCutText, 7)
+        elif kind == MsgS2C.SET_COLOUR_MAP_ENTRIES:
+            self.expect(self._colour_map, 5)
+        elif kind == MsgS2C.SERVER_FENCE:
+            self.expect(self._fence, 8)
+        else:
+            raise RfbError(f"the screen's server sent a message of unknown kind {kind}")
+
+    def _colour_map(self, block: bytes) -> None:
+        self._pass_over(6 * int.from_bytes(block[3:], "big"), self._next_message)
+
+    def _fence(self, block: bytes) -> None:
+        flags, size = struct.unpack("!xxxIB", block)
+        if size > 64:
+            raise RfbError(f"the screen's server sent a fence with {size} bytes; 64 is the most")
+        self.expect(self._fence_payload, size, flags)
+
+    def _fence_payload(self, block: bytes, flags: int) -> None:
+        self.fences = True
+        if flags & _FENCE_REQUEST:
+            self.transport.write(struct.pack("!BxxxIB", 248, flags & 3, len(block)) + block)
+        else:
+            self.listener.fenced(block)
+        self.expect(self._handleConnection, 1)
+
+    def _next_message(self) -> None:
+        self.expect(self._handleConnection, 1)
+
+    def _pass_over(self, size: int, then: Callable[[], None]) -> None:
+        """Read and forget."""
+        if size == 0:
+            then()
+        else:
+            step = min(size, _PASS_OVER)
+            self.expect(lambda _: self._pass_over(size - step, then), step)
+
+    # Clipboard
+
+    def _handleServerCutText(self, block: bytes) -> None:  # noqa: N802
+        (size,) = struct.unpack("!xxxi", block)
+        extended = size < 0
+        if abs(size) > MOST_CUT_TEXT:
+            raise RfbError(f"the screen's server announced a clipboard of {abs(size):,} bytes")
+        if abs(size) > clipboard.MOST_BYTES:
+            self._pass_over(abs(size), self._too_much_text)
+        else:
+            self.expect(self._extended_text if extended else self._plain_text, abs(size))
+
+    def _too_much_text(self) -> None:
+        self.listener.provided(None)
+        self._next_message()
+
+    def _plain_text(self, block: bytes) -> None:
+        self.listener.provided(block.decode("latin-1"))
+        self._next_message()
+
+    def _extended_text(self, block: bytes) -> None:
+        if len(block) < 4:
+            raise RfbError("the screen's server sent a clipboard message without its flags")
+        (flags,) = struct.unpack_from("!I", block)
+        if flags & clipboard.CAPS:
+            self.extended_clipboard = True
+            self.transport.write(clipboard.caps())
+        elif flags & clipboard.NOTIFY:
+            self.listener.offered() if flags & clipboard.TEXT else self.listener.provided(None)
+        elif flags & clipboard.PROVIDE and flags & clipboard.TEXT:
+            self.listener.provided(clipboard.provided(block[4:]))
+        elif flags & clipboard.REQUEST and self._offer is not None:
+            self.transport.write(clipboard.provide(self._offer))
+        elif flags & clipboard.PEEK:
+            self.transport.write(clipboard.notify(self._offer is not None))
+        self._next_message()
+
+    def offer(self, text: str) -> None:
+        """Make `text` the desktop's clipboard."""
+        message = clipboard.notify(has_text=True) if self.extended_clipboard else clipboard.plain(_latin1(text))
+        self._offer = text
+        self.transport.write(message)
+
+    def request_clipboard(self) -> None:
+        self.transport.write(clipboard.request())
+
+    # Updates
+
+    def request(self, rect: Rect | None = None, *, incremental: bool) -> None:
+        """Ask for what has changed on the screen, or for all of a rectangle."""
+        x, y, width, height = rect or (0, 0, self.canvas.width, self.canvas.height)
+        self.owed = min(self.owed + 4, MOST_UPDATES)  # servers may answer in parts
+        self.framebufferUpdateRequest(x, y, width, height, incremental)
+
+    def fence(self, payload: bytes) -> None:
+        self.noise -= 1  # its answer is asked for
+        self.transport.write(struct.pack("!BxxxIB", 248, _FENCE_REQUEST | 1, len(payload)) + payload)
+
+    def _handleFramebufferUpdate(self, block: bytes) -> None:  # noqa: N802
+        self.owed -= 1
+        if self.owed < 0:
+            raise RfbError("the screen's server sends pictures that nobody asked for")
+        (self.rectangles,) = struct.unpack("!xH", block)
+        self._update = Update()
+        self._doConnection()
+
+    def _doConnection(self) -> None:  # noqa: N802
+        """The next rectangle, or the end of the update."""
+        if self.rectangles:
+            self.expect(self._handleRectangle, 12)
+            return
+        self.expect(self._handleConnection, 1)
+        self.listener.updated(self._update)
+
+    def _handleRectangle(self, block: bytes) -> None:  # noqa: N802
+        x, y, width, height, encoding = struct.unpack("!HHHHi", block)
+        self.rectangles -= 1
+        read = self._READERS.get(encoding)
+        if read is None:
+            raise RfbError(f"the screen's server sent a rectangle in an encoding nobody asked for ({encoding})")
+        read(self, (x, y, width, height))
+
+    def _count(self, rect: Rect) -> None:
+        if not self.canvas.holds(rect):
+            raise RfbError(f"the screen's server sent a rectangle {rect} off its screen of {self._size()}")
+        self._update.pixels += rect[2] * rect[3]
+        if self._update.pixels > 2 * self.canvas.width * self.canvas.height + 4096:
+            raise RfbError("the screen's server sent more than twice the screen in one update")
+        self._update.rects.append(rect)
+
+    def _size(self) -> str:
+        return f"{self.canvas.width}x{self.canvas.height}"
+
+    def _raw(self, rect: Rect) -> None:
+        self._count(rect)
+        self._next_band(rect)
+
+    def _next_band(self, rest: Rect) -> None:
+        """Rows are drawn as they come, some at a time, so that a big rectangle is never kept as a whole."""
+        x, y, width, height = rest
+        rows = min(height, max(1, _BAND // (width * BYTES))) if width else 0
+        if rows:
+            self.expect(self._band, rows * width * BYTES, (x, y, width, rows), (x, y + rows, width, height - rows))
+        else:
+            self._doConnection()
+
+    def _band(self, block: bytes, rect: Rect, rest: Rect) -> None:
+        self.canvas.put(rect, block)
+        self._next_band(rest)
+
+    def _copy_rect(self, rect: Rect) -> None:
+        self._count(rect)
+        self.expect(self._copied, 4, rect)
+
+    def _copied(self, block: bytes, rect: Rect) -> None:
+        x, y = struct.unpack("!HH", block)
+        if not self.canvas.holds((x, y, rect[2], rect[3])):
+            raise RfbError(f"the screen's server copies from {x},{y}, which is off its screen of {self._size()}")
+        if rect[2] and rect[3]:
+            self.canvas.copy(x, y, rect)
+        self._doConnection()
+
+    def _last_rect(self, rect: Rect) -> None:
+        self.rectangles = 0
+        self._doConnection()
+
+    def _resize(self, rect: Rect) -> None:
+        check_size(rect[2], rect[3])
+        if (rect[2], rect[3]) != (self.canvas.width, self.canvas.height):
+            self._update = Update(resized=True)
+            self.canvas.resize(rect[2], rect[3])
+        self._doConnection()
+
+    def _rename(self, rect: Rect) -> None:
+        self.expect(lambda length: self.expect_words(length, self._renamed), 4)
+
+    def _renamed(self, block: bytes) -> None:
+        self.name = block.decode("utf-8", "replace")
+        self._doConnection()
+
+    def _moved(self, rect: Rect) -> None:
+        self.pointer = (min(rect[0], self.canvas.width - 1), min(rect[1], self.canvas.height - 1))
+        self._doConnection()
+
+    def _led_rect(self, rect: Rect) -> None:
+        self.expect(self._led_state, 1)
+
+    def _led_state(self, block: bytes) -> None:
+        self.leds = block[0]
+        self._doConnection()
+
+    # Cursor
+
+    def _cursor_rect(self, rect: Rect) -> None:
+        _, _, width, height = rect
+        _check_cursor(width, height)
+        self.expect(self._cursor_masked, width * height * BYTES + (width + 7) // 8 * height, rect)
+
+    def _cursor_masked(self, block: bytes, rect: Rect) -> None:
+        hot_x, hot_y, width, height = rect
+        self.cursor = Cursor(width, height, hot_x, hot_y, unmasked(block, width, height)) if width and height else None
+        self._doConnection()
+
+    def _cursor_alpha_rect(self, rect: Rect) -> None:
+        _check_cursor(rect[2], rect[3])
+        self.expect(self._cursor_alpha, 4 + rect[2] * rect[3] * BYTES, rect)
+
+    def _cursor_alpha(self, block: bytes, rect: Rect) -> None:
+        hot_x, hot_y, width, height = rect
+        if block[:4] != b"\0\0\0\0":
+            raise RfbError("the screen's server sent a cursor in an encoding nobody asked for")
+        self.cursor = Cursor(width, height, hot_x, hot_y, block[4:]) if width and height else None
+        self._doConnection()
+
+    _READERS: dict[int, Callable[[Any, Rect], None]] = {
+        Encoding.RAW: _raw,
+        Encoding.COPY_RECTANGLE: _copy_rect,
+        Encoding.PSEUDO_LAST_RECT: _last_rect,
+        Encoding.PSEUDO_DESKTOP_SIZE: _resize,
+        Encoding.PSEUDO_DESKTOP_NAME: _rename,
+        Encoding.PSEUDO_CURSOR: _cursor_rect,
+        Encoding.PSEUDO_CURSOR_WITH_ALPHA: _cursor_alpha_rect,
+        Encoding.PSEUDO_VMWARE_CURSOR_POSITION: _moved,
+        Encoding.PSEUDO_QEMU_LED_STATE: _led_rect,
+    }
+
+
+def _check_cursor(width: int, height: int) -> None:
+    if width * height > MOST_CURSOR:
+        raise RfbError(f"the screen's server sent a cursor of {width}x{height} pixels")
+
+
+def _latin1(text: str) -> bytes:
+    try:
+        return text.encode("latin-1")
+    except UnicodeEncodeError as e:
+        raise UnsupportedError(
+            f"the clipboard of this screen's server takes Latin-1 only, not {text[e.start]!r}", code="latin1_only"
+        ) from None
