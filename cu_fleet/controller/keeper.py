@@ -263,6 +263,8 @@ class Keeper:
             }
         )
         await self.core.read(lambda tx: tx.put(row))
+        if snapshot:  # begun before by a controller that was killed
+            await backend.abilities.snapshots.delete(row.id)
         saved = await self._bounded(backend.abilities.snapshots.save(desktop.handle, row.id), 600.0, "save")
         row = row.but(state="saved", size_bytes=saved.size_bytes, kind=saved.kind)
 

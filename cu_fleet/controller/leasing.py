@@ -4,6 +4,7 @@ The order in which things end is what makes a revoke final: first the fence (no 
 written down (the token only hears why), then keys and buttons lifted; the keeper rolls the desktop back.
 """
 
+import asyncio
 from collections.abc import Callable
 
 from cu_fleet.controller.actor import Actors
@@ -164,11 +165,12 @@ class Leasing:
 
     async def lease(self, who: Caller, lease_id: str, *, hold: float = 0, unlike: str | None = None) -> LeaseView:
         """One lease; with `hold`, once its state is another than `unlike`, or when the time is up."""
-        deadline = self.core.now() + hold
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + hold
         while True:
             rings = self.core.bell.rings
             view = await self.core.read(lambda tx: self._view(tx, who, self._own(tx, who, lease_id)))
-            left = deadline - self.core.now()
+            left = deadline - loop.time()
             if view.state != unlike or left <= 0 or self.core.closing:
                 return view
             await self.core.bell.heard(rings, left)

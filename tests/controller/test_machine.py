@@ -1,0 +1,196 @@
+"""Whatever agents, operators, clocks and crashes do, in any order: nothing is granted twice, nobody is forgotten."""
+
+import asyncio
+import tempfile
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
+
+from cu_fleet.model.desktop import NOT_GONE, Desktop, Stage
+from cu_fleet.model.errors import ConflictError, DeniedError, LeaseOverError, LeasePausedError
+from cu_fleet.model.lease import LIVE, Lease, LeaseState
+from cu_fleet.model.request import Shot
+from cu_fleet.stores.base import Tx
+from tests.controller.fleet import ANA, Fleet, check_served, profile
+
+AGENTS = st.sampled_from(["a", "b", "c", "d"])
+PROFILES = st.sampled_from(["local", "browser"])
+NAMES = st.sampled_from([None, None, "finance", "mail"])
+WAITS = st.sampled_from([None, 0, 50.0])
+RESOURCES = st.sets(st.sampled_from(["r", "s", "t"]), max_size=2)
+
+
+class FleetMachine(RuleBasedStateMachine):
+    leases = Bundle("leases")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.folder = tempfile.TemporaryDirectory()
+        home = Path(self.folder.name)
+        self.fleet = Fleet(home, profile("local", warm=1), profile("browser"), max_desktops=2)
+        self.generations: dict[str, int] = {}
+        self.over: set[str] = set()
+        self.do(self.fleet.start())
+
+    def do(self, work: Coroutine[Any, Any, Any]) -> Any:
+        async def bounded() -> Any:
+            async with asyncio.timeout(20):
+                return await work
+
+        return self.loop.run_until_complete(bounded())
+
+    def settle(self) -> None:
+        self.do(self.fleet.settled())
+
+    @rule(
+        target=leases,
+        agent=AGENTS,
+        profile=PROFILES,
+        name=NAMES,
+        resources=RESOURCES,
+        wait=st.sampled_from([None, 0, 50.0]),
+    )
+    def acquire(self, agent: str, profile: str, name: str | None, resources: set[str], wait: float | None) -> Any:
+        try:
+            view = self.do(
+                self.fleet.acquire(
+                    agent, "local" if name else profile, desktop=name, resources=sorted(resources), wait=wait
+                )
+            )
+        except (ConflictError, DeniedError):
+            return multiple()
+        return view.lease
+
+    @rule(target=leases, agent=AGENTS, request=st.sampled_from(["q1", "q2"]))
+    def acquire_again(self, agent: str, request: str) -> Any:
+        """The same request id is the same lease, however often it is asked."""
+        try:
+            one = self.do(self.fleet.acquire(agent, request_id=request))
+            two = self.do(self.fleet.acquire(agent, request_id=request))
+        except DeniedError:
+            return multiple()
+        assert one.lease == two.lease
+        return multiple()
+
+    @rule(lease=consumes(leases))
+    def release(self, lease: str) -> None:
+        self.do(self.fleet.controller.release(ANA, lease))
+        self.settle()
+
+    @rule(lease=leases)
+    def pause(self, lease: str) -> None:
+        self.maybe(self.fleet.controller.pause(ANA, lease, reason="look"))
+
+    @rule(lease=leases)
+    def resume(self, lease: str) -> None:
+        self.maybe(self.fleet.controller.resume(ANA, lease))
+
+    @rule(lease=leases, bar=st.sampled_from([None, 60.0]))
+    def revoke(self, lease: str, bar: float | None) -> None:
+        self.maybe(self.fleet.controller.revoke(ANA, lease, reason="stop", bar=bar))
+        self.settle()
+
+    @rule(target=leases, lease=leases, to=AGENTS, clean=st.booleans())
+    def reassign(self, lease: str, to: str, clean: bool) -> Any:
+        view = self.maybe(self.fleet.controller.reassign(ANA, lease, to=to, clean=clean))
+        self.settle()
+        return view.lease if view else multiple()
+
+    @rule(lease=leases)
+    def look(self, lease: str) -> None:
+        """A live lease's token shows its screen; one that is over only hears why."""
+        who = self.do(self.fleet.controller.caller(self.fleet.lease_token(lease)))
+        view = self.do(self.fleet.controller.lease(ANA, lease))
+        try:
+            self.do(self.fleet.controller.screenshot(who, lease, Shot()))
+        except (LeaseOverError, LeasePausedError):
+            assert view.state != "active" or view.control != "agent"
+        else:
+            assert view.state == "active"
+
+    @rule(seconds=st.sampled_from([1.0, 49.0, 400.0, 1000.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.do(self.fleet.clock.advance(seconds))
+        self.settle()
+
+    @rule()
+    def killed_and_started_again(self) -> None:
+        self.do(self.fleet.kill())
+        self.do(self.fleet.clock.advance(30))
+        self.do(self.fleet.start())
+        self.settle()
+
+    @precondition(lambda self: self.fleet.world.desktops)
+    @rule(data=st.data())
+    def screen_dies(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.fleet.world.desktops)))
+        self.do(self.fleet.world.desktops[key].screen.close())
+        self.settle()
+
+    @invariant()
+    def holds(self) -> None:
+        self.do(self.fleet.check())
+
+    @invariant()
+    def generations_only_grow(self) -> None:
+        def look(tx: Tx) -> None:
+            for desktop in tx.find(Desktop):
+                assert desktop.generation >= self.generations.get(desktop.id, 0), "a generation went back"
+                self.generations[desktop.id] = desktop.generation
+            for lease in tx.find(Lease):
+                assert not (lease.id in self.over and lease.state in LIVE), "a lease came back"
+                if lease.state not in LIVE:
+                    self.over.add(lease.id)
+
+        self.do(self.fleet.controller.core.read(look))
+
+    def maybe(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Do it, if the state allows; a refusal changes nothing."""
+        try:
+            return self.do(work)
+        except (ConflictError, DeniedError, LeaseOverError, LeasePausedError):
+            return None
+
+    def teardown(self) -> None:
+        try:
+            self.settle()
+            self.do(self.fleet.controller.core.read(lambda tx: check_served(tx, self.fleet.controller)))
+            self.do(self.everyone_is_served())
+            self.do(self.fleet.controller.shut_down())
+            left = set(self.fleet.world.desktops)
+            assert not left, f"left behind: {left}"
+        finally:
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.close()
+            self.folder.cleanup()
+
+    async def everyone_is_served(self) -> None:
+        """Release whoever holds something until nobody waits: the queue always comes to an end."""
+        for _ in range(200):
+            core = self.fleet.controller.core
+            live = await core.read(lambda tx: tx.find(Lease, state=tuple(x.value for x in LIVE)))
+            if not live:
+                return
+            for lease in live:
+                if lease.state is LeaseState.ACTIVE:
+                    await self.fleet.controller.release(ANA, lease.id)
+            await self.fleet.settled()
+        raise AssertionError("somebody waited for ever")
+
+
+FleetMachine.TestCase.settings = settings(
+    max_examples=25,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+TestFleetMachine = FleetMachine.TestCase
+
+
+def test_every_stage_that_is_not_gone_is_looked_at() -> None:
+    assert set(NOT_GONE) == {stage.value for stage in Stage} - {"gone"}
