@@ -1,14 +1,20 @@
 """Servers that many tests share."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
-from cu_fleet.testing.postgres import PrivatePostgres, need_programs
+pytest.register_assert_rewrite("cu_fleet.testing")  # the suites there are tests too: show the values they compared
+
+if TYPE_CHECKING:
+    from cu_fleet.testing.postgres import PrivatePostgres
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[PrivatePostgres]:
+def postgres() -> "Iterator[PrivatePostgres]":
     """A PostgreSQL of our own; ask it for `new_database()`."""
+    from cu_fleet.testing.postgres import PrivatePostgres, need_programs
+
     with PrivatePostgres(need_programs()) as server:
         yield server

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable
 from typing import ClassVar
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from cu_fleet.model.errors import BrokenError, InvalidError
 from cu_fleet.model.record import Record, Value
@@ -24,6 +24,10 @@ START = "0" * 64  # what the first entry points back to
 
 class Draft(Value):
     """What happened, before it has a place in the chain."""
+
+    model_config = ConfigDict(
+        ser_json_inf_nan="constants"
+    )  # by default they turn into null, unsaid; so they are refused
 
     at: float
     what: str  # "act", "act.done", "lease.granted", "desktop.cleaned", …

@@ -93,6 +93,7 @@ class PrivatePostgres:
         return self.url(name)
 
     def start(self) -> None:
+        """From a thread that lasts: the kernel ends the server when the thread that started it ends."""
         settings = [part for name, value in _SETTINGS.items() for part in ("-c", f"{name}={value}")]
         command = [self._bin / "postgres", "-D", self._folder / "data", "-k", self._folder, *settings]
         with (self._folder / "log").open("ab") as log:

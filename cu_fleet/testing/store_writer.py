@@ -36,6 +36,18 @@ def start_writer(opener: Opener, count: int = 1_000_000) -> "subprocess.Popen[by
     return process
 
 
+def acknowledged(process: "subprocess.Popen[bytes]", kill_after: int | None = None) -> list[int]:
+    """What it was told is done, by its own end or until it is killed after so many, in the middle of the next."""
+    assert process.stdout
+    with process.stdout as lines:
+        seen = [int(lines.readline()) for _ in range(kill_after or 0)]
+        if kill_after is not None:
+            process.kill()
+        seen += [int(line) for line in lines if line.endswith(b"\n")]
+    process.wait()
+    return seen
+
+
 async def _write(opener: Opener, count: int) -> None:
     store = await opener()
     for _ in range(count):

@@ -11,7 +11,8 @@ from cu_fleet.stores.base import Store
 from cu_fleet.stores.postgres import PostgresStore
 from cu_fleet.stores.sqlite import SqliteStore
 from cu_fleet.testing.postgres import PrivatePostgres
-from cu_fleet.testing.store_contract import KEY, LastingStoreContract, StoreContract
+from cu_fleet.testing.store_base import KEY
+from cu_fleet.testing.store_contract import LastingStoreContract, StoreContract
 from cu_fleet.testing.store_writer import Opener
 
 SQLITE_TRIGGERS = [f"DROP TRIGGER IF EXISTS audit_never_{what}" for what in ("changed", "removed", "skips")]
