@@ -62,6 +62,7 @@ class Window(Value):
     width: int
     height: int
     focused: bool
+    minimized: bool = False
 
 
 class Windows(Value):
