@@ -15,7 +15,9 @@ from cu_fleet.model.errors import InvalidError
 from cu_fleet.rfb.canvas import BYTES, Frame, Rect
 
 FORMATS = ("png", "jpeg", "webp")
-_QUALITIES = (80, 60, 45, 30, 20, 10, 5, 1)  # tried one after the other, as far as they are lower than what was asked
+# Over its budget a picture is tried in these, as far as they are lower than what was asked: JPEG is six times faster
+# than WebP, but has no way of being small.
+_LADDER = (("jpeg", 80), ("jpeg", 60), ("jpeg", 40), ("webp", 50), ("webp", 25), ("webp", 10), ("webp", 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Encoded:
     width: int
     height: int
     scale: float  # pixels of the picture for each of the screen
-    format: str  # as it came out: a PNG over its budget becomes a JPEG
+    format: str  # as it came out: over its budget a PNG becomes a JPEG, and a JPEG a WebP
 
 
 def encode(
@@ -68,8 +70,7 @@ def looks_blank(frame: Frame) -> bool:
     """Whether the whole screen is of one colour, as one is that shows nothing (yet)."""
     if frame.pixels == frame.pixels[:BYTES] * (frame.width * frame.height):
         return True
-    low_high = _cut(frame, (0, 0, frame.width, frame.height), pointer=False).getextrema()
-    return all(low == high for low, high in low_high)
+    return image(frame).getcolors(maxcolors=1) is not None
 
 
 def image(frame: Frame, pointer: bool = False) -> Image.Image:
@@ -81,7 +82,7 @@ def _cut(frame: Frame, region: Rect, *, pointer: bool) -> Image.Image:
     x, y, width, height = region
     stride = frame.width * BYTES
     rows = memoryview(frame.pixels)[y * stride : (y + height) * stride]
-    cut = Image.frombuffer("RGB", (frame.width, height), rows, "raw", "BGRX", 0, 1)
+    cut = Image.frombuffer("RGB", (frame.width, height), rows, "raw", "BGRX", 0, 1)  # type: ignore[arg-type]
     if width != frame.width:
         cut = cut.crop((x, 0, x + width, height))
     if pointer and frame.cursor is not None:
@@ -116,14 +117,13 @@ def _bytes(image: Image.Image, format: str, quality: int) -> bytes:  # noqa: A00
 
 def _within(image: Image.Image, format: str, quality: int, max_bytes: int) -> tuple[str, bytes]:  # noqa: A002
     """What fits, as good as it goes."""
-    format, lossless = ("jpeg", True) if format == "png" else (format, False)  # noqa: A001
-    tried = [quality] if lossless else []
     size = 0
-    for step in tried + [step for step in _QUALITIES if step < quality]:
-        data = _bytes(image, format, step)
-        if len(data) <= max_bytes:
-            return format, data
-        size = len(data)
+    for kind, step in ([("jpeg", quality)] if format == "png" else []) + list(_LADDER):
+        if step <= quality and FORMATS.index(kind) >= FORMATS.index(format):
+            data = _bytes(image, kind, step)
+            if len(data) <= max_bytes:
+                return kind, data
+            size = len(data)
     raise InvalidError(
         f"the picture of {image.width}x{image.height} has {size:,} bytes even at the lowest quality, "
         f"more than the {max_bytes:,} allowed",

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from Xlib import X, display
+from Xlib import display
 
 answers, sys.stdout = sys.stdout, sys.stderr  # Xlib prints its remarks
 d = display.Display()

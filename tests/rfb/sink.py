@@ -57,7 +57,7 @@ def drain():
 
 def held():
     keys = d.query_keymap()
-    return {"keys": sum(bin(byte).count("1") for byte in keys), "mask": screen.root.query_pointer().mask}
+    return {"keys": sum(byte.bit_count() for byte in keys), "mask": screen.root.query_pointer().mask}
 
 
 print(json.dumps("ready"), file=answers, flush=True)
