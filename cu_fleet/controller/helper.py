@@ -1,0 +1,194 @@
+"""The controller's side of the guest helper: calls over one process's streams, whatever comes out of it.
+
+The program at the other end may be ours, or whatever a hostile desktop has put in its place. So a line is bounded, an
+answer must be an object of plain JSON to a call that was made, and at the first thing that is not, the process is
+ended and every caller told. `alive` says whether to go on with this helper or start another.
+
+    process = await exec.exec(handle, ["/usr/bin/python3", "-I", "-c", SOURCE])
+    helper = Helper(process, desktop)
+    windows = await helper.call("windows", timeout=5)
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+from importlib.resources import files
+from typing import Any
+
+from cu_fleet.backends.base import Process
+from cu_fleet.model.errors import (
+    BrokenError,
+    ConflictError,
+    FleetError,
+    InvalidError,
+    NotFoundError,
+    TooLongError,
+    UnavailableError,
+    UnsupportedError,
+)
+
+SOURCE = files("cu_fleet.guest").joinpath("helper.py").read_text("utf-8")
+_LINE_LIMIT = 8 << 20  # the clipboard's limit, with every character escaped
+_TOLD = 4096  # bytes of its standard error kept, to say why it ended
+_MOST = 32  # calls at once; further ones wait
+_CLASSES: dict[str, type[FleetError]] = {
+    "not_found": NotFoundError,
+    "invalid": InvalidError,
+    "too_large": InvalidError,
+    "taken": ConflictError,
+    "not_focused": ConflictError,
+    "unknown": UnsupportedError,
+}
+
+
+class Helper:
+    """One helper that runs. It ends with `close`, or by itself when the desktop does."""
+
+    def __init__(self, process: Process, desktop: str) -> None:
+        self._process = process
+        self._desktop = desktop
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, asyncio.Future[dict[str, object]]] = {}
+        self._room = asyncio.Semaphore(_MOST)
+        self._writing = asyncio.Lock()
+        self._told = bytearray()
+        self._ended: FleetError | None = None
+        self._reader = asyncio.create_task(self._read(), name=f"helper of {desktop}")
+
+    @property
+    def alive(self) -> bool:
+        return self._ended is None
+
+    async def call(self, do: str, timeout: float = 5.0, **args: object) -> dict[str, object]:
+        """Ask for something and return the answer. Raises what the helper refused, or why there is no answer."""
+        try:
+            async with asyncio.timeout(timeout), self._room:
+                return await self._ask(do, args)
+        except TimeoutError:
+            raise TooLongError(
+                f"the helper of desktop {self._desktop} did not answer {do!r} within {timeout:g} s",
+                code="helper_silent",
+                desktop=self._desktop,
+            ) from None
+
+    async def _ask(self, do: str, args: dict[str, object]) -> dict[str, object]:
+        number = next(self._numbers)
+        line = json.dumps({**args, "id": number, "do": do}).encode() + b"\n"
+        answer: asyncio.Future[dict[str, object]] = asyncio.get_running_loop().create_future()
+        self._calls[number] = answer
+        try:
+            if self._ended:
+                raise self._ended
+            async with self._writing:
+                await self._write(line)
+            return await answer
+        finally:
+            del self._calls[number]
+            if answer.done() and not answer.cancelled():
+                answer.exception()  # seen, though the caller may have gone
+
+    async def _write(self, line: bytes) -> None:
+        try:
+            await self._process.write(line)
+        except OSError:
+            await asyncio.wait({self._reader})  # it knows why
+            raise self._ended or self._gone() from None
+        except asyncio.CancelledError:
+            self._end(self._gone("a request was cut off in the middle"))
+            self._reader.cancel()
+            raise
+
+    async def close(self) -> None:
+        """End the helper: by end of input, so that what it launched lives on; by force if it does not heed that."""
+        self._end(self._gone("it was closed"))
+        try:
+            with contextlib.suppress(OSError, FleetError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._process.close_stdin()
+                    await self._process.wait()
+        finally:
+            self._reader.cancel()
+            await asyncio.wait({self._reader})
+
+    async def _read(self) -> None:
+        why: FleetError = self._gone("it ended")
+        try:
+            await self._take_in()
+            why = self._gone(self._told.decode("utf-8", "replace").strip()[-500:] or "it ended")
+        except FleetError as e:
+            why = e
+        except OSError as e:
+            why = self._gone(str(e))
+        finally:
+            self._end(why)
+            with contextlib.suppress(OSError, FleetError):
+                await self._process.kill()
+
+    async def _take_in(self) -> None:
+        line = bytearray()
+        async for stream, data in self._process.output():
+            if stream != 1:
+                self._told = (self._told + data)[-_TOLD:]
+                continue
+            *ends, rest = data.split(b"\n")
+            for end in ends:
+                self._answer(bytes(line + end))
+                line.clear()
+            line += rest
+            if len(line) > _LINE_LIMIT:
+                raise self._broken(f"a line of more than {_LINE_LIMIT} bytes")
+
+    def _answer(self, line: bytes) -> None:
+        answer = self._parse(line)
+        number = answer.get("id")
+        if number is None and "error" in answer:
+            raise self._broken(f"that it did not understand us: {str(answer['error'])[:200]}")
+        waiting = self._calls.get(number) if isinstance(number, int) else None
+        if waiting is None or waiting.done():
+            return  # the caller has given up
+        ok, error = answer.get("ok"), answer.get("error")
+        if isinstance(ok, dict):
+            waiting.set_result(ok)
+        elif isinstance(error, dict):
+            waiting.set_exception(self._refused(error))
+        else:
+            raise self._broken("neither a result nor an error")
+
+    def _parse(self, line: bytes) -> dict[str, Any]:
+        if len(line) > _LINE_LIMIT:
+            raise self._broken(f"a line of more than {_LINE_LIMIT} bytes")
+        try:
+            answer = json.loads(line.decode(), parse_constant=_no_constant)
+            json.dumps(answer, ensure_ascii=False).encode()  # no half characters, which nobody could pass on
+        except (ValueError, RecursionError):
+            raise self._broken("what is not plain JSON") from None
+        if not isinstance(answer, dict):
+            raise self._broken("what is no object")
+        return answer
+
+    def _refused(self, error: dict[str, Any]) -> FleetError:
+        code, text = str(error.get("code", ""))[:40], str(error.get("text", ""))[:500]
+        kind = _CLASSES.get(code, UnavailableError)
+        return kind(text or "the helper refused", code=f"helper_{code or 'refused'}", desktop=self._desktop)
+
+    def _broken(self, what: str) -> BrokenError:
+        return BrokenError(
+            f"the helper of desktop {self._desktop} says {what}", code="helper_broken", desktop=self._desktop
+        )
+
+    def _gone(self, why: str = "it ended") -> UnavailableError:
+        return UnavailableError(
+            f"the helper of desktop {self._desktop} is gone: {why}", code="helper_gone", desktop=self._desktop
+        )
+
+    def _end(self, why: FleetError) -> None:
+        if self._ended is None:
+            self._ended = why
+            for waiting in self._calls.values():
+                if not waiting.done():
+                    waiting.set_exception(why)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
