@@ -19,6 +19,7 @@ from PIL import Image
 
 from cu_fleet.client import Desktop, Fleet
 from cu_fleet.model.errors import FleetError
+from cu_fleet.model.view import LeaseView
 
 T = TypeVar("T")
 ORDER = {"name": "Zoë Müller", "tea": "Earl Grey", "boxes": "3"}
@@ -117,13 +118,13 @@ class Story:
         check(process.returncode == expect, f"cu-fleet {words[0]} should end with {expect}, not {process.returncode}")
         return said
 
-    async def window(self, desktop: Desktop, title: str) -> None:
-        """Until a window with this in its title has the focus, and its picture has settled."""
+    async def window(self, desktop: Desktop, name: str) -> None:
+        """Until a window of this title or class has the focus, and its picture has settled."""
 
         async def focused() -> bool:
-            return any(title in window["title"] and window["focused"] for window in await desktop.windows())
+            return any(name in w["title"] + w["class"] and w["focused"] for w in await desktop.windows())
 
-        await until(f"a window {title!r}", focused)
+        await until(f"a window {name!r}", focused)
         await desktop.wait_stable(quiet_ms=250, timeout_ms=5000)
 
     async def keep_picture(self, desktop: Desktop, caption: str) -> None:
@@ -220,7 +221,7 @@ class Story:
             say("cleo", "has the desktop named finance, starts a terminal", str(desktop.lease.desktop))
             self.cleo_has_it.set()
             await desktop.launch("terminal")
-            await self.window(desktop, "agent@")
+            await self.window(desktop, "XTerm")
             say("cleo", "looks for prime numbers")
             command = "seq 2 47 | factor | awk 'NF == 2 {print $2}' | xargs | tee Shared/primes.txt"
             await desktop.type(command + "\n", intent="find the primes up to 47")
@@ -253,7 +254,7 @@ class Story:
                 say("dan", f"gets finance, as generation {desktop.lease.generation}", str(desktop.lease.desktop))
                 check(not await desktop.files(), "nothing of cleo's should be in dan's desktop")
                 await desktop.launch("terminal")
-                await self.window(desktop, "agent@")
+                await self.window(desktop, "XTerm")
                 await desktop.type("ls -A Shared; echo 'nothing of cleo left; mine now'\n", intent="look around")
                 await desktop.wait_stable(quiet_ms=250)
                 await self.keep_picture(desktop, "dan: got finance, clean")
@@ -262,12 +263,12 @@ class Story:
             watching.cancel()
 
     async def watch_dan_wait(self) -> None:
-        async def waiting() -> object:
+        async def waiting() -> LeaseView | None:
             return next((one for one in await self.fleet.leases(agent="dan") if one.state == "waiting"), None)
 
         view = await until("dan in the queue", waiting)
-        message, place = getattr(view, "message", ""), getattr(view, "place", None)
-        self.board.say("dan", f"waits, number {place} in line: {message}")
-        holder = getattr(view, "holder", None) or {}
+        assert view
+        self.board.say("dan", str(view.message))
+        holder = view.holder or {}
         check(holder.get("agent") == "cleo", f"the queue should name cleo, not {holder}")
         self.dan_waits.set()
