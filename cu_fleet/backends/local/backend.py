@@ -1,0 +1,180 @@
+"""The embedded backend: four verbs, and every ability there is. What it keeps, it keeps in files; see `layout`."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from cu_fleet.backends.base import (
+    Abilities,
+    Check,
+    Endpoint,
+    FileInfo,
+    Found,
+    Place,
+    Process,
+    Saved,
+    Spec,
+    Usage,
+)
+from cu_fleet.backends.local import checks, door, processes
+from cu_fleet.backends.local.house import House, in_thread
+from cu_fleet.backends.local.launch import Launch, Pipes, read_log
+from cu_fleet.backends.local.layout import Desk
+from cu_fleet.backends.slot import Slot
+from cu_fleet.model.desktop import Handle
+from cu_fleet.model.errors import BrokenError
+from cu_fleet.model.profile import Profile
+
+_SECONDS_TO_START = 30.0
+
+
+class LocalBackend:
+    name = "local"
+
+    def __init__(self, place: Place) -> None:
+        self.house = House(place)
+        self.abilities = Abilities(
+            snapshots=_Snapshots(self),
+            exec=_Exec(self),
+            freeze=_Freeze(self),
+            files=_Files(self),
+            network=_Network(),
+            logs=_Logs(self),
+            meter=_Meter(self),
+        )
+
+    def desk(self, handle: Handle) -> Desk:
+        return self.house.layout.desk(str(handle["desktop"]))
+
+    async def start(self, spec: Spec) -> AsyncIterator[Handle]:
+        desk = self.house.layout.desk(spec.desktop)
+        yield {"desktop": desk.id}
+        uid, groups = await in_thread(self.house.clear, desk, spec)
+        handle: Handle = {"desktop": desk.id, "uid": uid, "boot": spec.boot}
+        async with Launch(desk, uid, Pipes()) as launch:
+            await launch.begin(spec.profile, spec.label, groups)
+            etc = await in_thread(self.house.furnish, desk, spec, uid)
+            try:
+                async with asyncio.timeout(_SECONDS_TO_START):
+                    await launch.go(spec.profile, spec.label, etc)
+            except TimeoutError:
+                raise await launch.failed(f"nothing of it ran within {_SECONDS_TO_START:.0f} s") from None
+            first = processes.look(launch.pid)
+            yield handle | {"pid": launch.pid, "started": first.started if first else None} | launch.namespaces
+            try:
+                async with asyncio.timeout(_SECONDS_TO_START):
+                    await launch.ready()
+                    await self._prove_screen(desk, spec)
+            except TimeoutError:
+                raise await launch.failed(f"its screen was not up within {_SECONDS_TO_START:.0f} s") from None
+
+    async def _prove_screen(self, desk: Desk, spec: Spec) -> None:
+        with door.connect(desk, "rfb.sock", self.house.uid(desk)) as sock:
+            width, height = await door.screen_size(sock)
+        screen = spec.profile.screen
+        if (width, height) != (screen.width, screen.height):
+            raise BrokenError(
+                f"the screen of desktop {desk.id} is {width}x{height}, not {screen.width}x{screen.height} as its "
+                f'profile "{spec.profile.name}" says',
+                code="wrong_geometry",
+            )
+
+    async def stop(self, handle: Handle) -> None:
+        await in_thread(self.house.remove, self.desk(handle))
+
+    async def endpoint(self, handle: Handle) -> Endpoint | None:
+        desk = self.desk(handle)
+        if not desk.is_locked():
+            return None
+
+        async def connect() -> socket.socket:
+            return door.connect(desk, "rfb.sock", self.house.uid(desk))
+
+        return Endpoint(connect, f"the screen's own socket in {desk.run}")
+
+    async def found(self) -> list[Found]:
+        return await in_thread(self._found)
+
+    def _found(self) -> list[Found]:
+        layout = self.house.layout
+        prefix = f"cu-fleet/{layout.fleet}/"
+        alive = {h.marker.removeprefix(prefix) for h in processes.holders(prefix, layout.uids())}
+        named = sorted({*layout.known(), *alive})
+        return [Found(one, {"desktop": one}, "processes and files" if one in alive else "files") for one in named]
+
+    async def check(self, profile: Profile | None = None) -> list[Check]:
+        return await checks.all_checks(self.house.home, self.house.cgroups, profile)
+
+
+class _Ability:
+    def __init__(self, backend: LocalBackend) -> None:
+        self.backend = backend
+        self.house = backend.house
+
+
+class _Snapshots(_Ability):
+    async def save(self, handle: Handle, snapshot: str) -> Saved:
+        return Saved("disk", await in_thread(self.house.save, self.backend.desk(handle), snapshot))
+
+    def restore(self, handle: Handle, spec: Spec) -> AsyncIterator[Handle]:
+        """Starting ends what runs, and puts the state as the spec says: exactly what this is."""
+        return self.backend.start(spec)
+
+    async def delete(self, snapshot: str) -> None:
+        await in_thread(self.house.state.delete, snapshot)
+
+    async def saved(self) -> list[str]:
+        return await in_thread(self.house.state.saved)
+
+
+class _Exec(_Ability):
+    async def exec(
+        self,
+        handle: Handle,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> Process:
+        desk = self.backend.desk(handle)
+        return await door.run(desk, self.house.uid(desk), argv, env, cwd)
+
+
+class _Freeze(_Ability):
+    async def freeze(self, handle: Handle) -> None:
+        await in_thread(self.house.freeze, self.backend.desk(handle))
+
+    async def thaw(self, handle: Handle) -> None:
+        await in_thread(self.house.thaw, self.backend.desk(handle))
+
+
+class _Files(_Ability):
+    def _slot(self, handle: Handle) -> Slot:
+        desk = self.backend.desk(handle)
+        return Slot(desk.slot, self.house.layout.uid(desk.id))
+
+    async def put(self, handle: Handle, path: str, data: AsyncIterator[bytes], *, mode: int = 0o644) -> int:
+        return await self._slot(handle).put(path, data, mode=mode)
+
+    def get(self, handle: Handle, path: str) -> AsyncIterator[bytes]:
+        return self._slot(handle).get(path)
+
+    async def listing(self, handle: Handle, path: str = "") -> list[FileInfo]:
+        return await self._slot(handle).listing(path)
+
+    async def remove(self, handle: Handle, path: str) -> None:
+        await self._slot(handle).remove(path)
+
+
+class _Network:
+    modes = frozenset({"none", "full"})
+
+
+class _Logs(_Ability):
+    async def logs(self, handle: Handle) -> str:
+        return await in_thread(read_log, self.backend.desk(handle))
+
+
+class _Meter(_Ability):
+    async def usage(self, handle: Handle) -> Usage:
+        return await in_thread(lambda: processes.usage(self.house.running(self.backend.desk(handle)).pid))

@@ -1,0 +1,273 @@
+"""How a desktop is started so that it is nobody's child, and findable from the very first moment.
+
+The lock on `alive` is taken here and inherited: by the shell that joins the cgroups, by bubblewrap, whose process
+inside holds it to the end, by slirp4netns. So the lock is held from before the fork until the last of them is gone,
+and a controller killed at any instruction leaves nothing that `stop` cannot tell. The marker is in the arguments of
+each, the host's paths in none: those travel through a descriptor.
+
+Joining cgroups waits for the whole kernel, 16 ms here. So the shell does that while the desktop's files are made
+ready, and then waits for a word. As root, a private mount namespace shows the desktops' folder at /mnt, because the
+desktop's own uid, which bubblewrap runs under, may not walk through the fleet's home.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from cu_fleet.backends.local import demands, seccomp, walls
+from cu_fleet.backends.local.cgroups import Groups
+from cu_fleet.backends.local.layout import Desk
+from cu_fleet.guest.init import STATUS_FD, TETHER_FD
+from cu_fleet.model.errors import UnavailableError
+from cu_fleet.model.profile import Profile
+
+_ARGS, _SECCOMP, _SYNC, _INFO, _GO = 3, 4, 5, 6, 7  # one digit each: more is not portable in shells
+_MOST_SAID = 64 << 10
+_NS_GET_USERNS = 0xB701
+_MNT = Path("/mnt")
+# $0 is the marker. Two forks make the rest an orphan at once; `echo 0` enters the process that writes it.
+_LAUNCH = """( cd /; umask 022; ulimit -c 0; { echo 200 >/proc/self/oom_score_adj; } 2>/dev/null
+while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs" || exit 71; shift; done; shift; exec "$@" ) &"""
+_WAIT = 'read go <&7 && exec "$@"'  # when whoever would say so is gone, it goes too
+_SHOW = f'mount --bind "$1" /mnt && shift && {_WAIT}'
+_SIGNALS = range(1, 32)  # Python ignores SIGPIPE; what it starts must not
+
+
+class Pipes:
+    """What the pieces say while they start. Reads as it comes, keeps a bounded part, ends nothing."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, bytes] = {}
+        self._open: dict[str, int] = {}
+        self._news = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def add(self, name: str) -> int:
+        """A new pipe; returns its writing end, which the caller closes."""
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(reading, False)
+        os.set_blocking(writing, True)
+        self.said[name], self._open[name] = b"", reading
+        self._loop.add_reader(reading, self._read, name)
+        return writing
+
+    def _read(self, name: str) -> None:
+        try:
+            data = os.read(self._open[name], 65536)
+        except BlockingIOError:
+            return
+        self.said[name] = (self.said[name] + data)[-_MOST_SAID:]
+        if not data:
+            self._forget(name)
+        self._news.set()
+
+    def _forget(self, name: str) -> None:
+        fd = self._open.pop(name)
+        self._loop.remove_reader(fd)
+        os.close(fd)
+
+    def ended(self, name: str) -> bool:
+        return name not in self._open
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._news.clear()
+            await self._news.wait()
+
+    def close(self) -> None:
+        for name in list(self._open):
+            self._forget(name)
+
+
+@dataclass
+class Launch:
+    """A start under way: its pipes, and the descriptors that must be closed in the end."""
+
+    desk: Desk
+    uid: int | None
+    pipes: Pipes
+    fds: list[int] = field(default_factory=list)
+    _sync: int = -1
+    _go: int = -1
+    _tether: int = -1
+    _args: int = -1
+    pid: int = 0  # of the first process inside, in the host's numbers
+    namespaces: dict[str, int] = field(default_factory=dict)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.pipes.close()
+        for fd in self.fds:
+            os.close(fd)
+        self.fds.clear()
+
+    def holding(self, fd: int) -> int:
+        self.fds.append(fd)
+        return fd
+
+    def let_go(self, fd: int) -> None:
+        self.fds.remove(fd)
+        os.close(fd)
+
+    async def begin(self, profile: Profile, label: str, groups: Groups) -> None:
+        """Start what will become the desktop, and leave it waiting."""
+        self._sync = self.holding(self.desk.lock())
+        go, self._go = map(self.holding, os.pipe2(os.O_CLOEXEC))
+        self._tether, tether = map(self.holding, os.pipe2(os.O_CLOEXEC))
+        self._args = self.holding(_memory(b""))
+        fds = {_ARGS: self._args, _SYNC: self._sync, _GO: go, TETHER_FD: tether}
+        if (code := seccomp.program()) is not None:
+            fds[_SECCOMP] = self.holding(_memory(code))
+        for number, name in ((_INFO, "info"), (STATUS_FD, "status"), (2, "errors")):
+            fds[number] = self.holding(self.pipes.add(name))
+        bwrap = ["bwrap", "--args", str(_ARGS), "--", *walls.command(self.desk, profile, label)]
+        joins = [str(folder) for folder in groups.joins]
+        await self._spawn([*joins, "--", *self._as_desktop(bwrap)], fds)
+        for fd in set(fds.values()) - {self._sync, self._args}:
+            self.let_go(fd)
+
+    async def go(self, profile: Profile, label: str, etc: Path) -> None:
+        """Let it go on, and return when its first process runs and has its network."""
+        seen = self.desk.dir.parent if self.uid is None else _MNT
+        options = walls.arguments(seen / self.desk.id, seen / etc.relative_to(self.desk.dir.parent), profile, label)
+        options += ["--sync-fd", str(_SYNC), "--info-fd", str(_INFO), "--block-fd", str(_GO)]
+        options += ["--seccomp", str(_SECCOMP)] if seccomp.program() is not None else []
+        os.pwrite(self._args, b"".join(word.encode() + b"\0" for word in options), 0)
+        self._say(b"go\n")
+        await self._read_info()
+        if profile.network == "full":
+            await self._connect()
+        self._say(b"\n")  # bubblewrap waits for more than a word, too
+
+    def _say(self, word: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):  # `ready` will say why it has ended
+            os.write(self._go, word)
+
+    def _as_desktop(self, argv: list[str]) -> list[str]:
+        if self.uid is None:
+            return ["/bin/sh", "-c", _WAIT, self.desk.marker, *argv]
+        show = ["/bin/sh", "-c", _SHOW, self.desk.marker, str(self.desk.dir.parent), *self._dropped(argv)]
+        return ["unshare", "--mount", "--propagation", "slave", *show]
+
+    def _dropped(self, argv: list[str]) -> list[str]:
+        """As the desktop's own uid, if it has one."""
+        if self.uid is None:
+            return argv
+        return ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", *argv]
+
+    async def _spawn(self, words: Sequence[str], fds: dict[int, int]) -> None:
+        pid = _posix_spawn(["/bin/sh", "-c", _LAUNCH, self.desk.marker, *words], fds)
+        await asyncio.to_thread(os.waitpid, pid, 0)  # it leaves at once, and what it forked is nobody's child
+
+    async def _read_info(self) -> None:
+        await self.pipes.until(lambda: b"}" in self.pipes.said["info"] or self.pipes.ended("info"))
+        try:
+            info = json.loads(self.pipes.said["info"])
+            self.pid = int(info["child-pid"])
+        except (ValueError, KeyError):
+            raise await self.failed("bubblewrap could not make it") from None
+        self.namespaces = {name: value for name, value in info.items() if name.endswith("-namespace")}
+
+    async def ready(self) -> str:
+        """Wait until init says that screen and window manager are up; returns the screen's size as it sees it."""
+        await self.pipes.until(lambda: b"\n" in self.pipes.said["status"] or self.pipes.ended("status"))
+        word, _, size = self.pipes.said["status"].decode("ascii", "replace").strip().partition(" ")
+        if word != "ready":
+            raise await self.failed("its screen or window manager did not come up")
+        return size
+
+    async def failed(self, why: str) -> UnavailableError:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):  # those who end say why, and then end
+                await self.pipes.until(lambda: self.pipes.ended("errors"))
+        said = self.pipes.said.get("errors", b"").decode("utf-8", "replace").strip()
+        tail = "\n".join(filter(None, (said, read_log(self.desk).strip())))[-2000:]
+        return UnavailableError(
+            f"desktop {self.desk.id} did not start: {why}" + (f"; it said: {tail}" if tail else ""),
+            remedy="see what is missing: cu-fleet doctor",
+            code="start_failed",
+            log=tail,
+        )
+
+    async def _connect(self) -> None:
+        """Give the desktop's network namespace a way out, by a process that ends when init's end of a pipe closes."""
+        net = self.holding(os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+        user = self.holding(fcntl.ioctl(net, _NS_GET_USERNS))
+        said = self.holding(self.pipes.add("network"))
+        errors = self.holding(self.pipes.add("slirp"))
+        slirp = ["slirp4netns", "--configure", "--mtu=65520", "--disable-host-loopback", "--enable-seccomp"]
+        slirp += ["--ready-fd=3", "--exit-fd=4", "--netns-type=path", "--userns-path=/proc/self/fd/7"]
+        slirp += ["/proc/self/fd/6", "tap0"]
+        marked = ["/bin/bash", "-c", 'exec -a "$0" "$@"', self.desk.marker, *slirp]
+        await self._spawn(
+            ["--", *self._dropped(marked)], {2: errors, 3: said, 4: self._tether, 5: self._sync, 6: net, 7: user}
+        )
+        for fd in (said, errors):
+            self.let_go(fd)
+        await self.pipes.until(lambda: bool(self.pipes.said["network"]) or self.pipes.ended("network"))
+        if not self.pipes.said["network"]:
+            self.pipes.said["errors"] += self.pipes.said["slirp"]
+            raise await self.failed("slirp4netns could not connect it to the network")
+
+
+def _memory(data: bytes) -> int:
+    fd = os.memfd_create("cu-fleet", os.MFD_CLOEXEC)
+    os.write(fd, data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def _posix_spawn(argv: list[str], fds: dict[int, int]) -> int:
+    """Start a program with exactly these descriptors, a clean environment, and no signal ignored."""
+    high = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for number, fd in fds.items()}
+    try:
+        actions: list[tuple[int, int] | tuple[int, int, int] | tuple[int, int, str, int, int]] = [
+            (os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable() if fd > 2
+        ]
+        actions.append((os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0))
+        actions += [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in high.items()]
+        actions.append((os.POSIX_SPAWN_DUP2, 2, 1))
+        env = {"PATH": demands.PATH, "LANG": "C.UTF-8"}
+        return os.posix_spawn(argv[0], argv, env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_SIGNALS)
+    finally:
+        for fd in high.values():
+            os.close(fd)
+
+
+def _inheritable() -> list[int]:
+    """Our descriptors that some library has opened without close-on-exec."""
+    found = []
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if os.get_inheritable(int(path.name)):
+                found.append(int(path.name))
+    return found
+
+
+def read_log(desk: Desk, most: int = 64 << 10) -> str:
+    """The end of the desktop's log, which lies where the inside can put anything."""
+    try:
+        run = os.open(desk.run, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        fd = os.open("log", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=run)
+    except OSError:
+        return ""
+    finally:
+        os.close(run)
+    try:
+        size = os.fstat(fd).st_size
+        return os.pread(fd, most, max(0, size - most)).decode("utf-8", "replace")
+    except OSError:
+        return ""  # a folder, a socket, a pipe
+    finally:
+        os.close(fd)

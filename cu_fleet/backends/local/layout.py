@@ -1,0 +1,159 @@
+"""Where a desktop's files lie. All of it follows from the desktop's id, so nothing is lost with a handle.
+
+desktops/ID/state/{home,tmp}   what the desktop may write and a snapshot keeps
+desktops/ID/slot               seen inside as ~/Shared
+desktops/ID/run                seen inside as /run/cu-fleet: sockets and the log; the inside may put anything there
+desktops/ID/etc, init          made anew for each start; read-only inside
+desktops/ID/alive              locked for as long as a process of the desktop lives
+desktops/ID/cgroups            which cgroups it has
+desktops/ID/frozen             which processes we stopped, where no cgroup can
+desktops/.uids/N               a link that says whose host uid N is
+"""
+
+import fcntl
+import hashlib
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cu_fleet.backends.base import Place
+from cu_fleet.backends.tree import wipe
+from cu_fleet.model.errors import UnavailableError
+from cu_fleet.model.names import NAME, check_name
+
+_UIDS = 4096  # for each fleet, out of the quarter of a thousand million that systemd's table leaves to nobody
+_UIDS_FROM = 0x7000_0000
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The files of one desktop."""
+
+    id: str
+    dir: Path
+    marker: str  # in the arguments of every process that holds the desktop from outside
+
+    @property
+    def state(self) -> Path:
+        return self.dir / "state"
+
+    @property
+    def slot(self) -> Path:
+        return self.dir / "slot"
+
+    @property
+    def run(self) -> Path:
+        return self.dir / "run"
+
+    @property
+    def frozen(self) -> Path:
+        return self.dir / "frozen"
+
+    @property
+    def cgroups(self) -> Path:
+        return self.dir / "cgroups"
+
+    @property
+    def alive(self) -> Path:
+        return self.dir / "alive"
+
+    def lock(self) -> int:
+        """An open descriptor that holds the lock; whoever inherits it holds it too."""
+        fd = os.open(self.alive, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole(fcntl.F_WRLCK))
+        except OSError as e:
+            os.close(fd)
+            raise UnavailableError(f"desktop {self.id} is still running", code="still_running") from e
+        return fd
+
+    def is_locked(self) -> bool:
+        """Whether any process holds the lock. Only looks, and so disturbs nobody who takes it."""
+        try:
+            fd = os.open(self.alive, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _whole(fcntl.F_WRLCK))
+        finally:
+            os.close(fd)
+        return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
+
+
+def _whole(kind: int) -> bytes:
+    """struct flock over a whole file."""
+    return struct.pack("hhqqi0q", kind, os.SEEK_SET, 0, 0, 0)
+
+
+class Layout:
+    def __init__(self, place: Place) -> None:
+        self.fleet = place.fleet
+        self.desktops = place.home / "desktops"
+        self.snapshots = place.home / "snapshots"
+        self._first = _UIDS_FROM + int(hashlib.sha256(place.fleet.encode()).hexdigest()[:4], 16) * _UIDS
+        self._uids = self.desktops / ".uids"
+
+    def desk(self, desktop: str) -> Desk:
+        check_name("desktop", desktop)
+        return Desk(desktop, self.desktops / desktop, f"cu-fleet/{self.fleet}/{desktop}")
+
+    def known(self) -> Iterator[str]:
+        """All desktops that left anything here."""
+        try:
+            names = {path.name for path in self.desktops.iterdir() if NAME.fullmatch(path.name)}
+        except FileNotFoundError:
+            return
+        yield from sorted(names | set(self._owners().values()))
+
+    def _owners(self) -> dict[Path, str]:
+        try:
+            return {path: str(path.readlink()) for path in self._uids.iterdir()}
+        except FileNotFoundError:
+            return {}
+
+    def uid(self, desktop: str) -> int | None:
+        """The host uid this desktop has; None if it has none of its own, as when we are an ordinary user."""
+        return next((int(path.name) for path, owner in self._owners().items() if owner == desktop), None)
+
+    def take_uid(self, desktop: str) -> int | None:
+        """A host uid that no other desktop of this fleet has. Making the link is what takes it."""
+        if os.geteuid() != 0:
+            return None
+        if (has := self.uid(desktop)) is not None:
+            return has
+        self._uids.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for uid in range(self._first, self._first + _UIDS):
+            try:
+                (self._uids / str(uid)).symlink_to(desktop)
+            except FileExistsError:
+                continue
+            return uid
+        raise UnavailableError(f"all {_UIDS} user ids of this fleet are taken", code="no_uid")
+
+    def uids(self) -> set[int]:
+        """Whose processes can be ours: root starts what then becomes a uid of the fleet's range."""
+        return {os.geteuid(), *range(self._first, self._first + _UIDS)} if os.geteuid() == 0 else {os.geteuid()}
+
+    def free_uid(self, desktop: str) -> None:
+        for path, owner in self._owners().items():
+            if owner == desktop:
+                path.unlink(missing_ok=True)
+
+    def remove(self, desk: Desk) -> None:
+        """Remove all files of a desktop that has ended, and then forget its uid."""
+        try:
+            parent = os.open(self.desktops, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            wipe(parent, desk.id)
+        finally:
+            os.close(parent)
+        self.free_uid(desk.id)
+
+
+def write(path: Path, text: str | bytes, mode: int = 0o644) -> None:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    path.chmod(mode)

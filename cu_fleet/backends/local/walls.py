@@ -1,0 +1,166 @@
+"""What a desktop may see of this machine, as an allow-list, and the arguments that tell bubblewrap so.
+
+Programs and libraries, /opt, and those entries of /etc that programs need to start and that hold nothing personal:
+all read-only. Its own home, /tmp, slot and run directory: writable. Nothing else of the host's files exists inside,
+neither /var, /root, /home, /srv, /mnt and /run nor the fleet's home, which may therefore not lie in what is shown.
+"""
+
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from cu_fleet.backends.local import demands
+from cu_fleet.backends.local.layout import Desk, write
+from cu_fleet.guest import init as guest
+from cu_fleet.model.errors import InvalidError
+from cu_fleet.model.profile import Profile
+
+_INIT = Path(guest.__file__).read_bytes()
+UID = 1000
+HOME = "/home/agent"
+_TMP = "/tmp"  # noqa: S108  # the desktop's own
+_X_SOCKETS = f"{_TMP}/.X11-unix"
+_ROOTS = ("/usr", "/opt")
+_MERGED = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")  # links into /usr on most machines
+_SCRATCH = str(256 << 20)  # most that /run, and as much that /var, may hold; it is the desktop's memory
+_OPENBOX = """<?xml version="1.0" encoding="UTF-8"?>
+<openbox_config xmlns="http://openbox.org/3.4/rc">
+  <focus><focusNew>yes</focusNew><followMouse>no</followMouse><raiseOnFocus>yes</raiseOnFocus></focus>
+  <placement><policy>Smart</policy><center>yes</center></placement>
+  <theme><name>Clearlooks</name><titleLayout>NLIMC</titleLayout><animateIconify>no</animateIconify></theme>
+  <desktops><number>1</number></desktops>
+  <keyboard>
+    <keybind key="A-F4"><action name="Close"/></keybind>
+    <keybind key="A-Tab"><action name="NextWindow"><finalactions>
+      <action name="Focus"/><action name="Raise"/></finalactions></action></keybind>
+  </keyboard>
+  <mouse>
+    <context name="Titlebar">
+      <mousebind button="Left" action="Drag"><action name="Move"/></mousebind>
+      <mousebind button="Left" action="DoubleClick"><action name="ToggleMaximize"/></mousebind>
+    </context>
+    <context name="Frame"><mousebind button="Left" action="Press">
+      <action name="Focus"/><action name="Raise"/></mousebind></context>
+    <context name="Client"><mousebind button="Left" action="Press">
+      <action name="Focus"/><action name="Raise"/></mousebind>
+      <mousebind button="Middle" action="Press"><action name="Focus"/><action name="Raise"/></mousebind>
+      <mousebind button="Right" action="Press"><action name="Focus"/><action name="Raise"/></mousebind></context>
+    <context name="Top Bottom Left Right TLCorner TRCorner BLCorner BRCorner">
+      <mousebind button="Left" action="Drag"><action name="Resize"/></mousebind></context>
+    <context name="Close"><mousebind button="Left" action="Click"><action name="Close"/></mousebind></context>
+    <context name="Maximize"><mousebind button="Left" action="Click">
+      <action name="ToggleMaximize"/></mousebind></context>
+    <context name="Iconify"><mousebind button="Left" action="Click"><action name="Iconify"/></mousebind></context>
+  </mouse>
+  <menu><showIcons>no</showIcons></menu>
+</openbox_config>
+"""
+# A shell starts Xvnc and then becomes init, so that neither waits for the other's loading.
+_BEGIN = f"""exec </dev/null >>{guest.RUN}/log 2>&1
+for f in /tmp/.X*-lock; do if [ -e "$f" ] || [ -L "$f" ]; then rm -rf "$f"; fi; done
+"$@" 8>&- 9>&- & exec {demands.PYTHON} -I -S {guest.SETUP}/init.py $!"""
+
+
+def refuse_home(home: Path) -> None:
+    for name in (*_ROOTS, *_MERGED, "/etc"):
+        if home.resolve().is_relative_to(Path(name).resolve()):
+            raise InvalidError(
+                f"the fleet's home {home} lies in {name}, which desktops can read",
+                remedy="set CU_FLEET_HOME to a folder elsewhere",
+                code="home_shown",
+            )
+
+
+def prepare(desk: Desk, profile: Profile, label: str, boot: str) -> None:
+    """Write the files that are made anew for each start."""
+    own = desk.dir / "init"
+    own.mkdir(mode=0o755, exist_ok=True)
+    host = hostname(label)
+    for name, text in {
+        "passwd": f"root:x:0:0:root:/root:/usr/sbin/nologin\nagent:x:{UID}:{UID}:Agent:{HOME}:/bin/bash\n"
+        "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
+        "group": f"root:x:0:\nagent:x:{UID}:\nnogroup:x:65534:\n",
+        "hosts": f"127.0.0.1\tlocalhost {host}\n::1\tlocalhost ip6-localhost\n",
+        "hostname": f"{host}\n",
+        "machine-id": f"{secrets.token_hex(16)}\n",
+        "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+        "resolv.conf": "nameserver 10.0.2.3\n" if profile.network == "full" else "",
+        "timezone": f"{profile.timezone}\n",
+    }.items():
+        write(own / name, text)
+    (own / "localtime").unlink(missing_ok=True)
+    (own / "localtime").symlink_to(f"/usr/share/zoneinfo/{profile.timezone}")
+    setup = [[boot, str(profile.screen.dpi), *demands.keyboard(profile)], *map(list, profile.autostart)]
+    write(own / "config", guest.pack(setup))
+    write(own / "openbox.xml", _OPENBOX)
+    write(own / "init.py", _INIT)
+
+
+def hostname(label: str) -> str:
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in label).strip("-")[:63] or "desktop"
+
+
+def arguments(folder: Path, etc: Path, profile: Profile, label: str) -> list[str]:
+    """bubblewrap's own arguments; `folder` is where it finds the desktop's files."""
+    args = ["--unshare-user", "--uid", str(UID), "--gid", str(UID), "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
+    args += ["--unshare-net", "--unshare-cgroup-try", "--new-session", "--hostname", hostname(label)]
+    for path in (Path(name) for name in (*_ROOTS, *_MERGED)):
+        if path.is_symlink():
+            args += ["--symlink", str(path.readlink()), str(path)]
+        elif path.exists():
+            args += ["--ro-bind", str(path), str(path)]
+    args += ["--ro-bind", str(etc), "/etc", "--perms", "0755", "--dir", "/home"]
+    args += ["--dev", "/dev", "--proc", "/proc", "--ro-bind", "/dev/null", "/proc/keys"]
+    args += ["--size", _SCRATCH, "--tmpfs", "/run", "--size", _SCRATCH, "--tmpfs", "/var"]
+    args += ["--perms", "1777", "--dir", "/var/tmp", "--symlink", "/run", "/var/run"]  # noqa: S108  # inside
+    args += ["--ro-bind-try", "/var/cache/fontconfig", "/var/cache/fontconfig"]
+    args += ["--perms", "0700", "--dir", f"/run/user/{UID}"]
+    args += ["--bind", str(folder / "state/home"), HOME, "--bind", str(folder / "slot"), f"{HOME}/Shared"]
+    args += ["--bind", str(folder / "state/tmp"), _TMP, "--perms", "1777", "--tmpfs", _X_SOCKETS]
+    args += ["--bind", str(folder / "run"), guest.RUN, "--ro-bind", str(folder / "init"), guest.SETUP]
+    args += ["--remount-ro", "/", "--chdir", HOME]
+    for name, value in environment(profile).items():
+        args += ["--setenv", name, value]
+    return args
+
+
+def environment(profile: Profile) -> dict[str, str]:
+    return {
+        "DBUS_SESSION_BUS_ADDRESS": f"unix:path=/run/user/{UID}/bus",
+        "DISPLAY": ":0",
+        "HOME": HOME,
+        "LANG": profile.locale,
+        "LOGNAME": "agent",
+        "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/games",
+        "SHELL": "/bin/bash",
+        "TZ": profile.timezone,
+        "USER": "agent",
+        "XDG_RUNTIME_DIR": f"/run/user/{UID}",
+        "XDG_SESSION_TYPE": "x11",
+        **profile.env,
+    }
+
+
+def command(desk: Desk, profile: Profile, label: str) -> list[str]:
+    """What runs inside."""
+    screen = profile.screen
+    words = f"""Xvnc :0 -geometry {screen.width}x{screen.height} -depth 24 -dpi {screen.dpi} -nolisten tcp -noreset
+        -rfbport -1 -rfbunixpath {guest.RUN}/rfb.sock -rfbunixmode 0600 -SecurityTypes None -UseBlacklist=0
+        -FrameRate 250 -AlwaysShared -AcceptSetDesktopSize=0 -IdleTimeout 0 -s 0""".split()
+    words += [] if demands.options(profile).opengl else ["-extension", "GLX"]
+    return ["/bin/sh", "-c", _BEGIN, desk.marker, *words, "-desktop", label]
+
+
+def clear_way(desk: Desk) -> None:
+    """Make sure that what others are mounted on are folders, whatever the inside left in a state that it keeps."""
+    for folder, name in (("home", "Shared"), ("tmp", ".X11-unix")):
+        fd = os.open(desk.state / folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if not stat.S_ISDIR(found.st_mode):
+                os.unlink(name, dir_fd=fd)
+        except FileNotFoundError:
+            pass
+        finally:
+            os.close(fd)
