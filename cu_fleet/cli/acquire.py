@@ -7,6 +7,7 @@ want. If the controller goes away meanwhile the request is safe with it; we ask 
 
 import asyncio
 import contextlib
+import math
 import time
 from typing import Any
 
@@ -15,6 +16,7 @@ from cu_fleet.model.errors import ConflictError, FleetError, LeaseOverError, Too
 from cu_fleet.model.names import new_id
 
 WATCH = 5.0  # how long one look at the queue may block; then the line shown is brought up to date
+EARLY = 0.5  # how much earlier the controller's clock may say that the time is up
 LATE = 10.0  # how much later than the controller we give up ourselves
 GRACE = 10.0  # how long withdrawing may take
 AWAY = 60.0  # how long a controller that does not answer is asked again
@@ -49,23 +51,25 @@ async def _put_down(wire: connect.Wire, body: dict[str, object]) -> dict[str, An
 
 
 async def _granted(wire: connect.Wire, view: dict[str, Any], wait: float | None, line: output.Live) -> dict[str, Any]:
-    deadline = None if wait is None else time.monotonic() + wait + LATE
-    heard = time.monotonic()
+    began = heard = time.monotonic()
+    before: dict[str, Any] = {}
+    up = math.inf if wait is None else began + wait
     while view["state"] == "waiting":
+        before = {"place": view["place"], "holder": view["holder"]}
         line.show(place_in_line(view))
-        now = time.monotonic()
-        if deadline is not None and now > deadline:
+        if time.monotonic() > up + LATE:
             raise _too_long(view)
         try:
             path = connect.path("leases", view["lease"])
-            view, heard = await connect.ask(wire, "GET", path, hold=WATCH, **{"while": "waiting"}), time.monotonic()
+            view = await connect.ask(wire, "GET", path, hold=WATCH, **{"while": "waiting"})
+            heard = time.monotonic()
         except UnavailableError:
-            if now - heard > AWAY:
+            if time.monotonic() - heard > AWAY:
                 raise
             line.show("the controller does not answer; asking again")
             await asyncio.sleep(0.5)
     if view["state"] != "active":
-        raise _ended(view)
+        raise _ended({**view, **before}, time.monotonic() > up - EARLY)
     return view
 
 
@@ -89,18 +93,18 @@ def place_in_line(view: dict[str, Any]) -> str:
     return f"number {place} in line; agent {holder.get('agent')} holds it{until}"
 
 
-def _ended(view: dict[str, Any]) -> FleetError:
+def _ended(view: dict[str, Any], time_is_up: bool) -> FleetError:
     """Why the request is no longer waiting, though nothing was granted."""
-    if view["state"] == "cancelled":
-        return _too_long(view)
-    why = f": {view['reason']}" if view.get("reason") else ""
-    by = f" by {view['by']}" if view.get("by") else ""
-    return LeaseOverError(
-        f"lease {view['lease']} was {view['state']}{by} before it could be used{why}",
-        code=f"lease_{view['state']}",
-        lease=view["lease"],
-        state=view["state"],
-    )
+    facts = {"lease": view["lease"], "state": view["state"], "reason": view["reason"], "by": view["by"]}
+    if view["state"] == "cancelled" and view["by"] == "controller":
+        if time_is_up:
+            return _too_long(view)
+        why = view["reason"] or "the controller gave it up"
+        return UnavailableError(f"lease {view['lease']} was not granted: {why}", code="not_granted", **facts)
+    why = f": {view['reason']}" if view["reason"] else ""
+    by = f" by {view['by']}" if view["by"] else ""
+    words = f"lease {view['lease']} was {view['state']}{by} before it could be used{why}"
+    return LeaseOverError(words, code=f"lease_{view['state']}", **facts)
 
 
 def _too_long(view: dict[str, Any]) -> TooLongError:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli import fake as fakes
+from tests.cli.support import end_all
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +16,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("CU_FLEET_URL", "CU_FLEET_TOKEN", "CU_FLEET_DATABASE", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     return home
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    yield
+    end_all()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from cu_fleet.cli import app
 
+STARTED: list["subprocess.Popen[bytes]"] = []
 TOP = Path(__file__).resolve().parents[2]
 
 
@@ -37,12 +38,23 @@ def cli(*words: str, env: dict[str, str | None] | None = None, stdin: bytes | No
 def start(*words: str, env: dict[str, str] | None = None, **more: Any) -> "subprocess.Popen[bytes]":
     """A command as a process of its own, with nothing of this one's CU_FLEET_* settings but `env`."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("CU_FLEET_")}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "cu_fleet", *words],
         cwd=TOP,
         env={**clean, **(env or {})},
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **more},
     )
+    STARTED.append(process)
+    return process
+
+
+def end_all() -> None:
+    """What a test that failed left running."""
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
 
 
 def finished(process: "subprocess.Popen[bytes]", timeout: float = 30.0) -> Ended:
@@ -50,4 +62,5 @@ def finished(process: "subprocess.Popen[bytes]", timeout: float = 30.0) -> Ended
         out, err = process.communicate(timeout=timeout)
     finally:
         process.kill()
+        STARTED.remove(process)
     return Ended(process.returncode, out.decode("utf-8", "replace"), err.decode(), out)

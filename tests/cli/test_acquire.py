@@ -86,11 +86,26 @@ def test_no_wait_in_conflict_says_who_holds_it(fake: Fake) -> None:
 
 
 def test_waited_too_long(fake: Fake) -> None:
-    queue(fake, waiting(), lease("cancelled", holder=HOLDER, place=2))
-    ended = cli(*ASK, "--wait", "1s", "--json")
+    over = lease("cancelled", by="controller", reason="it waited 0 s, as long as it was asked to")
+    queue(fake, waiting(), over)
+    ended = cli(*ASK, "--wait", "0.1s", "--json")
     assert ended.code == 4
     assert ended.json["error"] == "waited_too_long"
     assert "agent b waited too long" in ended.json["message"]
+
+
+def test_a_desktop_that_cannot_be_made_is_no_matter_of_waiting(fake: Fake) -> None:
+    queue(fake, waiting(), lease("cancelled", by="controller", reason="its desktop could not be started: no Xvnc"))
+    ended = cli(*ASK, "--json")
+    assert (ended.code, ended.json["error"]) == (1, "not_granted")
+    assert "no Xvnc" in ended.err
+
+
+def test_somebody_else_took_it_out_of_the_line(fake: Fake) -> None:
+    queue(fake, waiting(), lease("cancelled", by="operator ana"))
+    ended = cli(*ASK)
+    assert ended.code == 6
+    assert "operator ana" in ended.err
 
 
 def test_a_controller_that_forgets_the_deadline_is_not_waited_for(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:

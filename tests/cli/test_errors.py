@@ -10,7 +10,7 @@ from cu_fleet.cli.errors import asks_json
 from cu_fleet.model import errors
 from cu_fleet.model.errors import FleetError
 from tests.cli.fake import Fake, problem
-from tests.cli.support import TOP, cli, finished, start
+from tests.cli.support import STARTED, TOP, cli, finished, start
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, FleetError)]
 EXIT = {422: 2, 401: 3, 403: 3, 404: 5, 409: 3, 410: 6, 423: 6, 408: 4, 501: 1, 503: 1, 500: 1}
@@ -103,6 +103,7 @@ def test_a_reader_that_leaves_is_no_failure(fake: Fake) -> None:
     writer.stdout = None
     assert reader.communicate(timeout=30)[0] == b'{"seq":1}\n'
     assert (writer.communicate(timeout=30)[1], writer.returncode) == (b"", 0)
+    STARTED.remove(writer)
 
 
 def test_python_dash_m_is_the_same() -> None:
