@@ -75,7 +75,11 @@ class Screen:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
-        reader, writer = await asyncio.open_connection(sock=ours)
+        try:
+            reader, writer = await asyncio.open_connection(sock=ours)
+        except BaseException:
+            theirs.close()
+            raise
         viewer = _Viewer(self, reader, writer)
         self._viewers.add(viewer)
         viewer.task = asyncio.create_task(viewer.serve(), name=f"screen of {self.name}")

@@ -59,7 +59,12 @@ class Actor:
                 f"the screen of desktop {desktop.id} is gone", code="screen_lost", desktop=desktop.id
             )
         async with asyncio.timeout(timeout):
-            screen = await Screen.open(await endpoint.connect(), password=endpoint.password, timeout=timeout)
+            sock = await endpoint.connect()
+            try:
+                screen = await Screen.open(sock, password=endpoint.password, timeout=timeout)
+            except BaseException:
+                sock.close()
+                raise
         if (screen.width, screen.height) != (desktop.width, desktop.height):
             await screen.close()
             raise UnavailableError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from cu_fleet.model.desktop import NOT_GONE, Desktop, Stage
 from cu_fleet.model.errors import ConflictError, DeniedError, LeaseOverError, LeasePausedError
@@ -64,6 +64,7 @@ class FleetMachine(RuleBasedStateMachine):
             )
         except (ConflictError, DeniedError):
             return multiple()
+        self.settle()
         return view.lease
 
     @rule(target=leases, agent=AGENTS, request=st.sampled_from(["q1", "q2"]))
@@ -75,6 +76,7 @@ class FleetMachine(RuleBasedStateMachine):
         except DeniedError:
             return multiple()
         assert one.lease == two.lease
+        self.settle()
         return multiple()
 
     @rule(lease=consumes(leases))
@@ -85,6 +87,7 @@ class FleetMachine(RuleBasedStateMachine):
     @rule(lease=leases)
     def pause(self, lease: str) -> None:
         self.maybe(self.fleet.controller.pause(ANA, lease, reason="look"))
+        self.settle()
 
     @rule(lease=leases)
     def resume(self, lease: str) -> None:
@@ -125,12 +128,25 @@ class FleetMachine(RuleBasedStateMachine):
         self.do(self.fleet.start())
         self.settle()
 
-    @precondition(lambda self: self.fleet.world.desktops)
-    @rule(data=st.data())
-    def screen_dies(self, data: st.DataObject) -> None:
-        key = data.draw(st.sampled_from(sorted(self.fleet.world.desktops)))
-        self.do(self.fleet.world.desktops[key].screen.close())
-        self.settle()
+    @rule(agent=AGENTS, name=NAMES)
+    def killed_while_it_makes_a_desktop(self, agent: str, name: str | None) -> None:
+        try:
+            self.do(self.fleet.acquire(agent, desktop=name))
+        except DeniedError:
+            return
+        self.killed_and_started_again()
+
+    @rule(lease=consumes(leases))
+    def killed_while_it_cleans_a_desktop(self, lease: str) -> None:
+        self.do(self.fleet.controller.release(ANA, lease))
+        self.killed_and_started_again()
+
+    @rule(which=st.integers(0, 2))
+    def screen_dies(self, which: int) -> None:
+        alive = sorted(self.fleet.world.desktops.values(), key=lambda x: x.number)
+        if alive:
+            self.do(alive[which % len(alive)].screen.close())
+            self.settle()
 
     @invariant()
     def holds(self) -> None:
@@ -184,7 +200,7 @@ class FleetMachine(RuleBasedStateMachine):
 
 
 FleetMachine.TestCase.settings = settings(
-    max_examples=25,
+    max_examples=40,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
