@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import os
 import shutil
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +31,7 @@ def main() -> int:
     except (UntrueError, FleetError) as wrong:
         console.print(f"\nthe demo failed: {wrong}", style="bold red", markup=False)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("\nstopped; nothing is left running")
         return 130
     return 0
@@ -57,6 +58,9 @@ def fresh_home(home: Path) -> Path:
 
 
 async def demo(home: Path, console: Console, *, stay: bool) -> None:
+    me = asyncio.current_task()
+    assert me
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
     with Board(console) as board:
         try:
             async with Fleet.connect(home=home) as fleet:
@@ -65,11 +69,11 @@ async def demo(home: Path, console: Console, *, stay: bool) -> None:
                 await story.cli("status")
                 await tell(story)
                 await show(story)
-        except BaseException as failure:
+        except BaseException as failure:  # noqa: BLE001 - raised again, without what wrapped it
+            cause = first_cause(failure)
+            board.say("operator", f"it ends here: {cause or type(cause).__name__}")
             await end(home, board)
-            if isinstance(failure, BaseExceptionGroup):
-                raise first_cause(failure) from failure
-            raise
+            raise cause from None
         if stay:
             how_to_play(home, board)
         else:
@@ -87,17 +91,17 @@ async def tell(story: Story) -> None:
 async def show(story: Story) -> None:
     story.board.title("What is on record")
     await story.cli("lease", "list", "--all")
+    await story.cli("audit", "show", "--agent", "ben", "--limit", "9")
     await story.cli("audit", "verify")
     sheet = story.home / "contact-sheet.png"
-    contact_sheet(list(story.shots.items()), sheet)
+    contact_sheet(sorted(story.shots.items()), sheet)
     story.board.say("operator", f"what each desktop showed: {sheet}")
 
 
 async def end(home: Path, board: Board) -> None:
     """Stop the controller and all it made, and look that nothing is left."""
     board.title("Ending everything")
-    with_socket = home / "controller.sock"
-    if with_socket.exists():
+    if (home / "controller.sock").exists():
         async with Fleet.connect(home=home, start=False) as fleet:
             await fleet.shutdown()
 
@@ -129,8 +133,7 @@ def belongs(process: Path, home: Path, fleet: str) -> bool:
     return False
 
 
-def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    failure: BaseException = group
+def first_cause(failure: BaseException) -> BaseException:
     while isinstance(failure, BaseExceptionGroup):
         failure = failure.exceptions[0]
     return failure

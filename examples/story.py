@@ -18,6 +18,7 @@ from board import Board
 from PIL import Image
 
 from cu_fleet.client import Desktop, Fleet
+from cu_fleet.model.audit import Entry
 from cu_fleet.model.errors import FleetError
 from cu_fleet.model.view import LeaseView
 
@@ -201,11 +202,21 @@ class Story:
             self.board.say("ben", f"his old token: {told}")
         else:
             raise UntrueError("the old token should open nothing")
+        self.shots["ben: the last that was seen, when he was revoked"] = await self.evidence(desktop.id)
         await self.cli("lease", "acquire", "--agent", "ben", "--profile", "local", "--no-wait", expect=3)
         await until("the desktop clean again", lambda: self.is_ready(name))
         after = (await self.fleet.run(name, ["ls", "-A", ".", "Shared"])).stdout.decode()
         check("letter.txt" not in after, f"the letter should be gone, but: {after}")
-        self.board.say("operator", f"{name} is rolled back: letter.txt is gone, and so is everything else ben left")
+        self.board.say("operator", f"{name} is rolled back and clean: ben's letter.txt is gone")
+
+    async def evidence(self, lease: str) -> Image.Image:
+        """The frame that was kept when a lease was revoked."""
+
+        async def kept() -> list[Entry]:
+            return await self.fleet.audit(lease=lease, what="lease.evidence")
+
+        (entry,) = await until("the last frame kept", kept)
+        return Image.open(self.home / "frames" / f"{entry.frames[0]}.png")
 
     async def acting(self, lease: str, kind: str) -> bool:
         entries = await self.fleet.audit(lease=lease, what="act")
