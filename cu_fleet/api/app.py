@@ -52,7 +52,7 @@ def build(
     )
     app.state.controller = controller
     app.state.shutdown = shutdown
-    app.state.closing = closing or asyncio.Event()
+    app.state.closing = closing = closing or asyncio.Event()
     for noun in _NOUNS:
         app.include_router(noun.router)
     app.add_exception_handler(FleetError, on_fleet_error)
@@ -60,7 +60,7 @@ def build(
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(Exception, on_unexpected)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
-    return Guard(app, hosts)
+    return Guard(app, hosts, closing)
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -10,8 +10,8 @@ from fastapi.responses import PlainTextResponse
 from pydantic import Field
 
 from cu_fleet.api.auth import At
-from cu_fleet.api.problems import raises
-from cu_fleet.api.stream import NDJSON, Stream, error_line, in_words, line, stopping
+from cu_fleet.api.problems import raises, stopping
+from cu_fleet.api.stream import NDJSON, Stream, error_line, in_words, line
 from cu_fleet.api.words import Answers, Base64, DesktopId, Ok, example
 from cu_fleet.backends.base import Process
 from cu_fleet.model.errors import TooLongError, UnavailableError

@@ -5,6 +5,7 @@ rebinding) and a foreign `Origin` are refused, there is no CORS, and nothing may
 they are read. An exception that nobody expected is logged here, once, and only here.
 """
 
+import asyncio
 import ipaddress
 import logging
 import re
@@ -18,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cu_fleet.api.auth import SOCKET_OWNER
-from cu_fleet.api.problems import answer
+from cu_fleet.api.problems import answer, stopping
 from cu_fleet.model.errors import DeniedError, FleetError
 
 MAX_BODY = 32 << 20
@@ -32,9 +33,9 @@ class TooLargeError(FleetError):
 
 
 class Guard:
-    def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, hosts: Collection[str], closing: asyncio.Event) -> None:
         """`hosts`: names, beside loopback's, that this controller is reached by; `*` is any address of this machine."""
-        self._app = app
+        self._app, self._closing = app, closing
         self._hosts = {host.lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,6 +48,10 @@ class Guard:
             await self._app(scope, _bounded(receive, limit), answering.send)
         except FleetError as error:
             await answer(error)(scope, receive, answering.send)
+        except asyncio.CancelledError:
+            if not self._closing.is_set() or answering.began:
+                raise
+            await answer(stopping())(scope, receive, answering.send)  # the door cuts what is still here at its end
         except ClientDisconnect:
             _log.debug("%s %s: the client left", scope["method"], scope["path"])
         except Exception:
@@ -88,17 +93,18 @@ class _Answering:
     """Follows the answer as it goes out."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
-        self._scope, self._send, self._began = scope, send, time.monotonic()
-        self.complete = False
+        self._scope, self._send, self._since = scope, send, time.monotonic()
+        self.began = self.complete = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            self.began = True
             headers = MutableHeaders(scope=message)
             headers["Cache-Control"] = "no-store"
             headers["X-Content-Type-Options"] = "nosniff"
             if message["status"] == TooLargeError.status:
                 headers["Connection"] = "close"  # do not read what was refused
-            elapsed = 1000 * (time.monotonic() - self._began)
+            elapsed = 1000 * (time.monotonic() - self._since)
             _log.debug("%s %s: %d in %.1f ms", self._scope["method"], self._scope["path"], message["status"], elapsed)
         self.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
         await self._send(message)

@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Body, Query, Response
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from cu_fleet.api.auth import At
@@ -18,6 +18,7 @@ from cu_fleet.model.view import LeaseView
 
 router = APIRouter(prefix="/v1/leases", tags=["leases"])
 GRANTED, WAITING = 201, 202
+EXAMPLES = [{"agent": "codex-a", "profile": "local", "resources": ["browser:youtube"], "ttl": "15m", "wait": "60s"}]
 WAITS: Answers = {WAITING: {"model": LeaseView, "description": "In the queue, with place and holder."}}
 
 
@@ -48,9 +49,8 @@ def _bar(value: object) -> object:
 
 
 Bar = Annotated[
-    float | None,
+    Annotated[float, Field(ge=0)] | None,
     BeforeValidator(_bar),
-    Field(ge=0),
     WithJsonSchema({"type": ["string", "number", "null"], "examples": ["10m", "none", "forever", 600]}),
 ]
 
@@ -76,12 +76,14 @@ class Reassign(Value):
     status_code=GRANTED,
     responses=WAITS | raises(404, 409),
 )
-async def acquire(ask: Acquire, at: At, response: Response, hold: Hold = 25) -> LeaseView:
+async def acquire(
+    ask: Annotated[Acquire, Body(examples=EXAMPLES)], at: At, response: Response, hold: Hold = 25
+) -> LeaseView:
     """Answers 201 when granted and 202 while it waits: then ask `GET /v1/leases/{lease}?hold=25&while=waiting`.
 
     A lost answer loses nothing if `request_id` was given: asking again with it returns the same lease.
     """
-    view = await until_closing(at.closing, at.fleet.acquire(at.who, ask, hold=hold if ask.wait != 0 else 0))
+    view = await until_closing(at.closing, at.fleet.acquire(at.who, ask, hold=hold))
     response.status_code = WAITING if view.state == "waiting" else GRANTED
     return view
 

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from cu_fleet.model import errors
-from cu_fleet.model.errors import FleetError, InvalidError
+from cu_fleet.model.errors import FleetError, InvalidError, UnavailableError
 
 MEDIA_TYPE = "application/problem+json"
 _CODES = {404: "no_such_path", 405: "no_such_method", 413: "too_large"}
@@ -123,6 +123,10 @@ async def on_http_exception(_: Request, error: Exception) -> Response:
 async def on_unexpected(_: Request, __: Exception) -> Response:
     """Nothing of the inside shows; the guard logs it."""
     return answer(FleetError("the controller failed at this; its log says more", code="internal"))
+
+
+def stopping() -> FleetError:
+    return UnavailableError("the controller is stopping", remedy="ask again when it is back", code="stopping")
 
 
 def raises(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -7,7 +7,8 @@ from fastapi import APIRouter, Header, Query, Response
 from pydantic_core import to_json
 
 from cu_fleet.api.auth import At, Call
-from cu_fleet.api.stream import NDJSON, Stream, error_line, in_words, line, stopping, with_silences
+from cu_fleet.api.problems import stopping
+from cu_fleet.api.stream import NDJSON, Stream, error_line, in_words, line, with_silences
 from cu_fleet.api.words import Answers
 from cu_fleet.model.access import Role
 from cu_fleet.model.audit import Entry

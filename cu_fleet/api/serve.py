@@ -95,7 +95,6 @@ class _Door(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=75,
-                timeout_graceful_shutdown=GRACE,
                 limit_concurrency=MAX_CONNECTIONS,
             )
         )
@@ -115,11 +114,19 @@ class _Door(uvicorn.Server):
             stopping.cancel()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().shutdown(sockets)
-        cut = [task for task in self.server_state.tasks if not task.done()]
-        await asyncio.gather(*cut, return_exceptions=True)
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
+        """Let what is being answered end, cut what does not; uvicorn's own way does it in slow steps."""
+        for server in self.servers:
+            server.close()
+        state = self.server_state
+        for connection in list(state.connections):
+            connection.shutdown()
+        if state.tasks:
+            _, late = await asyncio.wait(state.tasks, timeout=GRACE)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        for connection in list(state.connections):
+            connection.transport.close()
 
 
 async def serve(

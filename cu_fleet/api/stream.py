@@ -12,16 +12,12 @@ from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from cu_fleet.api.problems import problem_of
-from cu_fleet.model.errors import FleetError, UnavailableError
+from cu_fleet.api.problems import problem_of, stopping
+from cu_fleet.model.errors import FleetError
 
 T = TypeVar("T")
 NDJSON = "application/x-ndjson"
 _END: Any = object()
-
-
-def stopping() -> FleetError:
-    return UnavailableError("the controller is stopping", remedy="ask again when it is back", code="stopping")
 
 
 class Stream(Response):
