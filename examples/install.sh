@@ -32,19 +32,24 @@ as_root() {
   else die "this needs root: $*"; fi
 }
 
+# Runs a command that talks a lot; what it said matters only if it fails.
+quietly() {
+  local said
+  said=$("$@" 2>&1) || { printf '%s\n' "$said" >&2; die "this failed: $*"; }
+}
+
 # Installs those of the given packages that are missing; the lists are fetched once, and only if something is.
 apt_install() {
-  local missing=() package
+  local missing=() package apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300)
   for package; do
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
   done
   [ ${#missing[@]} -gt 0 ] || return 0
   command -v apt-get >/dev/null || die "no apt-get here; install by hand: ${missing[*]}"
   echo "installing ${missing[*]}"
-  [ -n "${lists_are_new:-}" ] || as_root apt-get -qq -o DPkg::Lock::Timeout=300 update
+  [ -n "${lists_are_new:-}" ] || quietly as_root "${apt[@]}" update
   lists_are_new=1
-  as_root env DEBIAN_FRONTEND=noninteractive \
-    apt-get -qq -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install --no-install-recommends "${missing[@]}" >&2
+  quietly as_root "${apt[@]}" install --no-install-recommends "${missing[@]}"
 }
 
 # The newest Python that is new enough.
@@ -72,4 +77,6 @@ make_venv() {
 make_venv
 [ -z "$venv_only" ] || exit 0
 [ ${#packages[@]} = 0 ] || apt_install "${packages[@]}"
-"$venv/bin/cu-fleet" doctor --fix
+"$venv/bin/cu-fleet" doctor >/dev/null 2>&1 || echo "installing what desktops need"
+quietly "$venv/bin/cu-fleet" doctor --fix
+"$venv/bin/cu-fleet" doctor

@@ -129,6 +129,7 @@ class Story:
         await desktop.wait_stable(quiet_ms=250, timeout_ms=5000)
 
     async def keep_picture(self, desktop: Desktop, caption: str) -> None:
+        await desktop.wait_stable(quiet_ms=250)
         self.shots[caption] = await desktop.screenshot(intent="for the contact sheet")
 
     # the agents
@@ -244,7 +245,6 @@ class Story:
 
             found = await until("the primes in a file", written)
             check(found == PRIMES, f"the file should say {PRIMES}, not {found}")
-            await desktop.wait_stable(quiet_ms=250)
             await self.keep_picture(desktop, "cleo: primes, on the desktop named finance")
             say("cleo", "done, the file is right; keeps the desktop until somebody waits for it")
             await self.dan_waits.wait()
@@ -267,7 +267,6 @@ class Story:
                 await desktop.launch("terminal")
                 await self.window(desktop, "XTerm")
                 await desktop.type("ls -A Shared; echo 'nothing of cleo left; mine now'\n", intent="look around")
-                await desktop.wait_stable(quiet_ms=250)
                 await self.keep_picture(desktop, "dan: got finance, clean")
                 say("dan", "done: finance is clean, and his")
         finally:
