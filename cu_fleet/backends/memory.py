@@ -246,8 +246,13 @@ class _Exec(_Ability):
         cwd: str | None = None,
     ) -> MemoryProcess:
         desktop = self.backend.of(handle)
-        command = self.backend.commands.get(argv[0].rpartition("/")[2]) if argv else None
-        if command is None:
-            raise NotFoundError(f"there is no program {argv[0] if argv else ''!r} here", code="no_program")
+        if not argv:
+            raise InvalidError("say what to run", code="no_command")
+        command = self.backend.commands.get(argv[0].rpartition("/")[2], _unknown)
         environment = {"HOME": HOME, "DISPLAY": ":0", **desktop.spec.profile.env, **(env or {})}
         return MemoryProcess(desktop, command, Call(desktop, list(argv), environment, cwd or HOME))
+
+
+async def _unknown(call: Call) -> int:
+    await call.err("not found")
+    return 127
