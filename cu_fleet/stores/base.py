@@ -64,6 +64,10 @@ class Tx(Protocol):
         """Audit entries by number, those whose columns equal the values given."""
         ...
 
+    def newest(self, *, limit: int, **equal: object) -> list[Entry]:
+        """The last audit entries of those whose columns equal the values given, by number."""
+        ...
+
     def get_meta(self, name: str) -> str | None: ...
 
     def set_meta(self, name: str, value: str | None) -> None:

@@ -11,6 +11,7 @@ controller for it is settled by the lock on the home.
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,9 +76,20 @@ class SqliteStore(SqlStore):
                 _make_private(self._path)
             self._connection = sqlite3.connect(self._path or ":memory:", timeout=BUSY, isolation_level=None)
             self._pragma("foreign_keys = ON")
-            self._pragma("journal_mode = WAL")
+            self._switch_to_wal()
             self._pragma("synchronous = NORMAL")
             self._pragma(f"journal_size_limit = {64 << 20}")
+
+    def _switch_to_wal(self) -> None:
+        """The one statement for which SQLite does not wait when another process is just doing the same."""
+        deadline = time.monotonic() + BUSY
+        while True:
+            try:
+                return self._pragma("journal_mode = WAL")
+            except UnavailableError as e:
+                if e.code != "database_busy" or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     def disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -205,9 +217,12 @@ _FAILURES: dict[int, tuple[type[FleetError], str, str, str]] = {
 
 
 def _make_private(path: Path) -> None:
-    """Make the file for its owner alone; SQLite gives its log the same mode."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Make the file for its owner alone; SQLite gives its log the same mode.
+
+    One that is there is not even opened: closing it would drop the locks of another connection in this process.
+    """
     try:
-        os.fchmod(descriptor, 0o600)
-    finally:
-        os.close(descriptor)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        if path.is_file():
+            path.chmod(0o600)

@@ -62,9 +62,9 @@ class Table:
             params |= named
         return terms, params
 
-    def select(self, what: str, terms: Collection[str], limit: bool = False) -> str:
+    def select(self, what: str, terms: Collection[str], which: str = "ASC") -> str:
         where = f" WHERE {' AND '.join(terms)}" if terms else ""
-        return f"SELECT {what} FROM {self.name}{where} ORDER BY {self.order}{' LIMIT :limit' if limit else ''}"  # noqa: S608
+        return f"SELECT {what} FROM {self.name}{where} ORDER BY {self.order} {which}"  # noqa: S608
 
 
 @lru_cache

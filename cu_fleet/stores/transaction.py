@@ -88,9 +88,15 @@ class SqlTx:
         return entry_of(rows[0]) if rows else None
 
     def entries(self, *, after: int = 0, limit: int = 1000, **equal: object) -> list[Entry]:
+        return self._entries("ASC", after, limit, equal)
+
+    def newest(self, *, limit: int, **equal: object) -> list[Entry]:
+        return self._entries("DESC", 0, limit, equal)[::-1]
+
+    def _entries(self, order: str, after: int, limit: int, equal: Mapping[str, object]) -> list[Entry]:
         table = table_of(Entry)
         terms, params = table.where(equal)
-        statement = table.select(ENTRY_COLUMNS, ["seq > :after", *terms], limit=True)
+        statement = table.select(ENTRY_COLUMNS, ["seq > :after", *terms], f"{order} LIMIT :limit")
         return [entry_of(row) for row in self._do(statement, {**params, "after": after, "limit": limit})]
 
     def get_meta(self, name: str) -> str | None:

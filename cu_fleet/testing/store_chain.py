@@ -52,6 +52,8 @@ class ChainContract(StoreBase):
                 lambda tx: [x.seq for x in tx.entries(after=1, limit=2, agent="a", what=["act"])]
             )
             assert seqs == [3, 5]
+            seqs = await store.transact(lambda tx: [x.seq for x in tx.newest(limit=2, agent="a")])
+            assert seqs == [5, 7]
 
         self.run(body)
 

@@ -80,6 +80,32 @@ def test_two_processes_at_one_file_make_one_chain(tmp_path: Path) -> None:
     run(body())
 
 
+def test_making_the_file_while_another_process_makes_it(tmp_path: Path) -> None:
+    """Seen once in some hundred openings: SQLite says "locked" to the switch to WAL without waiting."""
+    tries: list[str] = []
+
+    class Crossed(SqliteStore):
+        def execute(self, statement: str, params: Any) -> Any:
+            if "journal_mode" in statement and len(tries) < 2:
+                tries.append(statement)
+                raise self._failure(sqlite3_error(sqlite3.SQLITE_BUSY))
+            return super().execute(statement, params)
+
+    async def body() -> None:
+        store = await Crossed.open(tmp_path / "fleet.db", KEY)
+        assert len(tries) == 2
+        assert await store.transact(lambda tx: store.execute("PRAGMA journal_mode", {})) == [("wal",)]
+        await store.close()
+
+    run(body())
+
+
+def sqlite3_error(code: int) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("database is locked")
+    error.sqlite_errorcode = code
+    return error
+
+
 @pytest.mark.parametrize("how", ["limit", "tmpfs"])
 def test_a_full_disk_is_said_and_survived(how: str, tmp_path: Path) -> None:
     mounting = ["unshare", "-m" if os.geteuid() == 0 else "-Urm"] if how == "tmpfs" else []
