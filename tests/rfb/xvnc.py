@@ -92,7 +92,7 @@ class Client:
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
-            raise AssertionError(f"{self.process.args} ended with {self.process.wait()}")
+            raise AssertionError(f"{self.process.args!r} ended with {self.process.wait()}")
         return json.loads(line)
 
     def __enter__(self) -> Self:

@@ -1,0 +1,260 @@
+"""The parser against servers real, broken and hostile: every split, every breach, any rubbish."""
+
+import struct
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cu_fleet.rfb import clipboard
+from cu_fleet.rfb.engine import MOST_NOISE, Engine, Update
+from cu_fleet.rfb.handshake import RfbError
+from tests.rfb.wire import HELLO, INIT, cut_text, fence, raw, rect, update
+
+RECORDED = (Path(__file__).parent / "recorded" / "tigervnc-1.12.rfb").read_bytes()
+PIXELS_OF_RECORDED = 2675198392  # crc32 of the last frame, as Pillow saw it when it was recorded
+
+
+class Told:
+    """A wire and a listener in one, which asks for pictures as long as any come."""
+
+    def __init__(self, password: str | None = None) -> None:
+        self.sent = bytearray()
+        self.closed = 0
+        self.updates = 0
+        self.errors: list[RfbError] = []
+        self.texts: list[str | None] = []
+        self.offers = 0
+        self.engine = Engine(self, self, password)
+
+    def write(self, data: bytes) -> None:
+        self.sent += data
+
+    def loseConnection(self) -> None:  # noqa: N802
+        self.closed += 1
+
+    def ready(self) -> None:
+        self.engine.request(incremental=False)
+
+    def updated(self, update: Update) -> None:
+        self.updates += 1
+        self.engine.request(incremental=True)
+
+    def fenced(self, payload: bytes) -> None:
+        pass
+
+    def offered(self) -> None:
+        self.offers += 1
+
+    def provided(self, text: str | None) -> None:
+        self.texts.append(text)
+
+    def failed(self, error: RfbError) -> None:
+        self.errors.append(error)
+
+
+def fed(*pieces: bytes, password: str | None = None) -> Told:
+    told = Told(password)
+    for piece in pieces:
+        told.engine.dataReceived(piece)
+    return told
+
+
+def state(told: Told) -> tuple[object, ...]:
+    engine = told.engine
+    return bytes(engine.canvas.data), engine.cursor, engine.name, engine.pointer, told.updates, bytes(told.sent)
+
+
+def test_recorded_tigervnc_is_read_as_it_was_drawn() -> None:
+    told = fed(RECORDED)
+    assert not told.errors
+    assert (told.engine.canvas.width, told.engine.canvas.height, told.engine.name) == (64, 48, "recorded")
+    assert zlib.crc32(told.engine.canvas.data) == PIXELS_OF_RECORDED
+    assert told.engine.cursor is not None
+    assert (told.engine.cursor.width, told.engine.cursor.hot_x) == (16, 7)
+    assert told.engine.pointer == (5, 6)
+    assert told.engine.fences
+    assert told.engine.extended_clipboard
+
+
+def test_every_split_of_the_recorded_bytes_reads_the_same() -> None:
+    whole = state(fed(RECORDED))
+    places = [*range(1, 700), *range(700, len(RECORDED), 13), *range(len(RECORDED) - 400, len(RECORDED))]
+    for place in places:
+        assert state(fed(RECORDED[:place], RECORDED[place:])) == whole, f"split at {place}"
+    assert state(fed(*(RECORDED[at : at + 1] for at in range(len(RECORDED))))) == whole
+
+
+def test_every_truncation_waits_without_an_error() -> None:
+    for end in range(0, len(RECORDED), 11):
+        assert not fed(RECORDED[:end]).errors
+
+
+BREACHES = {
+    "not rfb": (b"HTTP/1.1 200 OK\r\n", "invalid initial server response"),
+    "version nought": (b"RFB 000.000\n", "rubbish"),
+    "unknown login": (b"RFB 003.008\n\x01\x13", "kind of login"),
+    "no login, long reason": (b"RFB 003.008\n\x00\xff\xff\xff\xff", "4,294,967,295 bytes"),
+    "turned away": (b"RFB 003.008\n\x00\x00\x00\x00\x04busy", "refused us: busy"),
+    "wants a password": (b"RFB 003.008\n\x01\x02" + b"c" * 16, "wants a password"),
+    "wide screen": (HELLO[:-28] + struct.pack("!HH", 65535, 65535) + INIT[4:], "65535x65535"),
+    "big screen": (HELLO[:-28] + struct.pack("!HH", 16000, 16000) + INIT[4:], "256 MB"),
+    "no screen": (HELLO[:-28] + struct.pack("!HH", 0, 48) + INIT[4:], "0x48"),
+    "long name": (HELLO[:-8] + b"\x7f\xff\xff\xff", "2,147,483,647 bytes"),
+    "unknown message": (HELLO + b"\x99", "unknown kind 153"),
+    "off the screen": (HELLO + update(raw(60, 0, 5, 1)), "off its screen"),
+    "copied from off the screen": (HELLO + update(rect(0, 0, 8, 8, 1, b"\0\x3f\0\0")), "copies from 63,0"),
+    "not asked for": (HELLO + update() * 2 + update(rect(0, 0, 64, 48, 16, b"\0\0\0\1")), "encoding nobody asked"),
+    "twice the screen": (HELLO + update(*[raw(0, 0, 64, 48)] * 4), "twice the screen"),
+    "resized to madness": (HELLO + update(rect(0, 0, 65535, 65535, -223)), "65535x65535"),
+    "huge cursor": (HELLO + update(rect(0, 0, 65535, 65535, -239)), "cursor of 65535x65535"),
+    "huge alpha cursor": (HELLO + update(rect(0, 0, 4000, 4000, -314)), "cursor of 4000x4000"),
+    "odd cursor": (HELLO + update(rect(0, 0, 1, 1, -314, b"\0\0\0\x07abcd")), "cursor in an encoding"),
+    "gigabyte of clipboard": (HELLO + cut_text(b"", 1 << 30), "clipboard of 1,073,741,824"),
+    "gigabyte of extended clipboard": (HELLO + cut_text(b"", -(1 << 30)), "clipboard of 1,073,741,824"),
+    "clipboard without flags": (HELLO + cut_text(b"ab", -2), "without its flags"),
+    "clipboard of rubbish": (HELLO + cut_text(struct.pack("!I", 1 << 28 | 1) + b"xxxx", -8), "rubbish"),
+    "long fence": (HELLO + struct.pack("!BxxxIB", 248, 0, 65), "fence with 65"),
+    "bells for ever": (HELLO + b"\2" * (MOST_NOISE + 1), "nobody asked for"),
+    "fences for ever": (HELLO + fence(b"x") * (MOST_NOISE + 1), "nobody asked for"),
+    "endless rectangles": (HELLO + update(*[raw(0, 0, 64, 1)] * 200, count=65535), "twice the screen"),
+}
+
+
+@pytest.mark.parametrize("breach", BREACHES)
+def test_a_breach_ends_the_connection_in_words(breach: str) -> None:
+    data, said = BREACHES[breach]
+    told = fed(data, b"more that nobody reads")
+    assert len(told.errors) == 1
+    assert said in str(told.errors[0])
+    assert told.closed == 1
+
+
+def test_pictures_nobody_asked_for_are_a_breach() -> None:
+    class Still(Told):
+        def updated(self, update: Update) -> None:
+            pass
+
+    told = Still()
+    told.engine.dataReceived(HELLO + update(raw(0, 0, 1, 1)) * 10)
+    assert "nobody asked for" in str(told.errors[0])
+
+
+def test_a_clipboard_too_big_is_passed_over_in_little_memory() -> None:
+    told = fed(HELLO)
+    tracemalloc.start()
+    told.engine.dataReceived(cut_text(b"", 32 << 20))
+    for _ in range(512):
+        told.engine.dataReceived(b"x" * 65536)
+    told.engine.dataReceived(b"\2")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert told.texts == [None]
+    assert told.engine.bells == 1
+    assert peak < 4 << 20
+
+
+def test_a_clipboard_that_inflates_without_end_is_not_taken() -> None:
+    bomb = zlib.compress(struct.pack("!I", 900 << 20) + b"x" * (64 << 20))
+    tracemalloc.start()
+    told = fed(HELLO, cut_text(struct.pack("!I", 1 << 28 | 1) + bomb, -4 - len(bomb)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert told.texts == [None]
+    assert not told.errors
+    assert peak < 8 << 20
+
+
+@pytest.mark.parametrize("text", ["", "plain", "Grüße, 世界 🌍 é", "two\nlines\n", "x" * 100_000])
+def test_text_comes_back_from_the_extended_clipboard(text: str) -> None:
+    message = clipboard.provide(text)
+    (size,) = struct.unpack_from("!i", message, 4)
+    assert -size == len(message) - 8
+    assert clipboard.provided(message[12:]) == text
+
+
+def test_the_extended_clipboard_is_offered_and_handed_over_when_asked() -> None:
+    told = fed(HELLO, cut_text(struct.pack("!II", 0x1F000001, 0), -8))
+    told.engine.offer("Grüße 世界")
+    assert told.sent.endswith(clipboard.notify(has_text=True))
+    told.engine.dataReceived(cut_text(struct.pack("!I", 1 << 25 | 1), -4))
+    assert told.sent.endswith(clipboard.provide("Grüße 世界"))
+    told.engine.dataReceived(cut_text(struct.pack("!I", 1 << 27 | 1), -4))
+    assert told.offers == 1
+
+
+def test_the_password_answers_the_challenge() -> None:
+    told = fed(b"RFB 003.008\n\x01\x02", bytes(range(16)), password="secret")  # noqa: S106
+    assert told.sent[13:].hex() == "ee22539f33a5983ec12f9c2edbc995dd"  # openssl enc -des-ecb, the key's bits mirrored
+    told.engine.dataReceived(struct.pack("!II", 1, 5) + b"wrong")
+    assert "refused us: wrong" in str(told.errors[0])
+    assert told.errors[0].code == "screen_refused"
+
+
+@pytest.mark.parametrize("hello", [b"RFB 003.003\n\0\0\0\1", b"RFB 003.007\n\1\1", b"RFB 003.889\n\1\1\0\0\0\0"])
+def test_older_and_odd_versions_are_spoken(hello: bytes) -> None:
+    told = fed(hello, INIT, update(raw(0, 0, 64, 48, b"\x11\x22\x33\0")))
+    assert not told.errors
+    assert told.engine.canvas.data[:4] == b"\x11\x22\x33\0"
+
+
+def test_last_rect_ends_an_update_of_unknown_length() -> None:
+    told = fed(HELLO, update(raw(0, 0, 2, 2), rect(0, 0, 0, 0, -224), count=65535), b"\2")
+    assert told.updates == 1
+    assert told.engine.bells == 1
+
+
+def test_copies_that_overlap_move_what_was_there() -> None:
+    told = fed(HELLO, update(raw(0, 0, 64, 48)), update(raw(0, 0, 4, 4, b"\x11\0\0\0")))
+    told.engine.dataReceived(update(rect(2, 1, 10, 10, 1, b"\0\0\0\0")))
+    data = told.engine.canvas.data
+    pixel = [data[(y * 64 + x) * 4] for y in range(6) for x in range(8)]
+    assert pixel == [17] * 4 + [1] * 4 + ([17] * 6 + [1] * 2) * 3 + [1, 1, 17, 17, 17, 17, 1, 1] + [1] * 8
+
+
+def test_only_real_changes_count() -> None:
+    told = fed(HELLO, update(raw(0, 0, 64, 48)))
+    canvas = told.engine.canvas
+    before = canvas.serial
+    told.engine.dataReceived(update(raw(0, 0, 64, 48)) + update(raw(3, 3, 5, 5)))
+    assert canvas.serial == before
+    told.engine.dataReceived(update(raw(3, 3, 5, 5, b"\x09\0\0\0")))
+    assert canvas.serial == before + 1
+    assert canvas.changed_since(before, (7, 7, 1, 1))
+    assert not canvas.changed_since(before, (8, 8, 40, 40))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=2000))
+def test_rubbish_ends_in_an_error_or_waits(rubbish: bytes) -> None:
+    for start in (b"", HELLO, HELLO + b"\0\0\0\1"):
+        told = fed(start + rubbish)
+        assert len(told.errors) == told.closed <= 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, len(RECORDED) - 1), st.integers(0, 255)), min_size=1, max_size=8))
+def test_real_bytes_with_flaws_never_do_worse_than_an_error(flaws: list[tuple[int, int]]) -> None:
+    data = bytearray(RECORDED)
+    for place, value in flaws:
+        data[place] = value
+    told = fed(bytes(data))
+    assert len(told.errors) == told.closed <= 1
+    assert len(told.engine.canvas.data) <= 256 << 20
+
+
+def test_a_big_rectangle_is_drawn_as_it_comes_and_kept_nowhere_else() -> None:
+    hello = HELLO[:-28] + struct.pack("!HH", 1280, 800) + INIT[4:]
+    told = fed(hello)
+    picture = raw(0, 0, 1280, 800, b"\x55\x66\x77\0")
+    tracemalloc.start()
+    told.engine.dataReceived(update(b"", count=1) + picture[:12])
+    for at in range(12, len(picture), 65536):
+        told.engine.dataReceived(picture[at : at + 65536])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert bytes(told.engine.canvas.data) == picture[12:]
+    assert peak < 2 << 20

@@ -1,0 +1,295 @@
+"""What hands send for each action, when the guard stops them, and that nothing stays down."""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cu_fleet.model.action import parse_actions
+from cu_fleet.model.errors import InvalidError, LeasePausedError, UnsupportedError
+from cu_fleet.model.keys import NAMES
+from cu_fleet.rfb.hands import Hands
+from cu_fleet.rfb.screen import Screen
+from tests.rfb.wire import Server
+from tests.support import run, until
+
+CTRL, SHIFT, RETURN, TAB = (NAMES[name] for name in ("Control_L", "Shift_L", "Return", "Tab"))
+
+
+def done(
+    *actions: dict[str, Any],
+    guard: Callable[[], None] = lambda: None,
+    paste_text: Any = None,
+    after: Callable[[Hands, Server], Any] | None = None,
+) -> list[tuple[int, ...]]:
+    """The events that a server with a screen of 64x48 hears."""
+
+    async def work() -> list[tuple[int, ...]]:
+        async with Server() as server:
+            screen = await Screen.open(server.ours)
+            hands = Hands(screen, guard, paste_text)
+            try:
+                for action in parse_actions(list(actions)):
+                    await hands.do(action)
+                if after:
+                    await after(hands, server)
+                return server.heard
+            finally:
+                if not screen.lost_because:
+                    await screen.sync()
+                heard.extend(server.heard)
+                await screen.close()
+
+    heard: list[tuple[int, ...]] = []
+    last.heard = heard
+    return run(work())
+
+
+class last:  # noqa: N801 - read after an action that failed
+    heard: list[tuple[int, ...]]
+
+
+def key(sym: int | str, *, down: bool) -> tuple[int, int, int]:
+    return (4, int(down), ord(sym) if isinstance(sym, str) else sym)
+
+
+def tap(*syms: int | str) -> list[tuple[int, ...]]:
+    return [*(key(sym, down=True) for sym in syms), *(key(sym, down=False) for sym in reversed(syms))]
+
+
+def test_a_click_goes_there_first_and_counts_with_modifiers_around() -> None:
+    assert done({"type": "click", "x": 3, "y": 4}) == [(5, 0, 3, 4), (5, 1, 3, 4), (5, 0, 3, 4)]
+    heard = done({"type": "click", "x": 3, "y": 4, "button": "right", "count": 2, "modifiers": ["ctrl", "SHIFT"]})
+    assert heard == [
+        key(CTRL, down=True),
+        key(SHIFT, down=True),
+        (5, 0, 3, 4),
+        *[(5, 4, 3, 4), (5, 0, 3, 4)] * 2,
+        key(SHIFT, down=False),
+        key(CTRL, down=False),
+    ]
+
+
+def test_a_press_holds_across_other_actions() -> None:
+    heard = done(
+        {"type": "press", "x": 1, "y": 1},
+        {"type": "move", "x": 5, "y": 5},
+        {"type": "click", "x": 6, "y": 6, "button": "middle"},
+        {"type": "release"},
+    )
+    assert heard == [
+        (5, 0, 1, 1),
+        (5, 1, 1, 1),
+        (5, 1, 5, 5),
+        (5, 1, 6, 6),
+        (5, 3, 6, 6),
+        (5, 1, 6, 6),
+        *[(5, 1, 6, 6), (5, 0, 6, 6)],
+    ]
+
+
+def test_a_drag_passes_points_between_and_ends_where_it_should() -> None:
+    heard = done({"type": "drag", "path": [[0, 0], [60, 0], [60, 40]]})
+    assert heard[:2] == [(5, 0, 0, 0), (5, 1, 0, 0)]
+    assert heard[-2:] == [(5, 1, 60, 40), (5, 0, 60, 40)]
+    assert (5, 1, 60, 0) in heard
+    steps = [(b[2] - a[2], b[3] - a[3]) for a, b in itertools.pairwise(heard[1:-1])]
+    assert max(abs(dx) + abs(dy) for dx, dy in steps) <= 12
+
+
+def test_the_wheel_has_four_ways() -> None:
+    heard = done(
+        {"type": "scroll", "x": 1, "y": 1, "dx": 1, "dy": -2}, {"type": "scroll", "x": 1, "y": 1, "dx": -1, "dy": 1}
+    )
+    assert [mask for _, mask, *_ in heard if mask] == [8, 8, 64, 16, 32]
+    assert len(done({"type": "scroll", "x": 1, "y": 1, "dy": 1000})) == 2001
+
+
+def test_keys_go_down_in_order_and_up_in_reverse() -> None:
+    assert done({"type": "key", "keys": "CTRL+shift+t"}) == tap(CTRL, SHIFT, "T")
+    assert done({"type": "key", "keys": "A"}) == tap("A")
+    held = done(
+        {"type": "key_down", "key": "shift"}, {"type": "key", "keys": "shift+a"}, {"type": "key_up", "key": "shift"}
+    )
+    assert held == [key(SHIFT, down=True), *tap("A"), key(SHIFT, down=False)]
+    assert done({"type": "hold_key", "keys": "a", "seconds": 0.01}) == tap("a")
+
+
+def test_text_is_typed_key_by_key() -> None:
+    heard = done({"type": "type", "text": "aB!\r\n\té"})
+    assert heard == [event for char in ("a", "B", "!", RETURN, TAB, "é") for event in tap(char)]
+    assert len(done({"type": "type", "text": "x" * 5000})) == 10_000
+
+
+@pytest.mark.parametrize("text", ["abc 世界", "a\N{GRINNING FACE}", "e\u0301", "".join(map(chr, range(0xC0, 0x100)))])
+def test_what_cannot_be_typed_is_refused_before_the_first_key(text: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"U\+[0-9A-F]{4,5}\) cannot be typed") as e:
+        done({"type": "type", "text": text})
+    assert str(e.value.facts["character"]) in text
+    assert last.heard == []
+
+
+def test_what_cannot_be_typed_goes_over_the_clipboard_where_there_is_a_hook() -> None:
+    pasted: list[str] = []
+
+    async def paste(text: str) -> None:
+        pasted.append(text)
+
+    heard = done({"type": "type", "text": "Grüße 世界"}, {"type": "paste", "text": "more"}, paste_text=paste)
+    assert pasted == ["Grüße 世界", "more"]
+    assert heard == tap(CTRL, "v") * 2
+
+
+def test_a_hook_that_fails_sends_nothing() -> None:
+    async def paste(text: str) -> None:
+        raise UnsupportedError("no clipboard here")
+
+    with pytest.raises(UnsupportedError, match="no clipboard here"):
+        done({"type": "type", "text": "世界"}, paste_text=paste)
+    assert last.heard == []
+
+
+@pytest.mark.parametrize("button", ["back", "forward"])
+@pytest.mark.parametrize("kind", ["click", "press", "release", "drag"])
+def test_buttons_that_vnc_lacks_are_refused_by_name(kind: str, button: str) -> None:
+    where: dict[str, Any] = {"path": [[1, 1], [2, 2]]} if kind == "drag" else {"x": 1, "y": 1}
+    with pytest.raises(UnsupportedError, match=f"no {button} button") as e:
+        done({"type": kind, "button": button, **where})
+    assert e.value.code == "no_such_button"
+    assert last.heard == []
+
+
+def test_off_the_screen_is_refused_before_anything_is_sent() -> None:
+    with pytest.raises(InvalidError, match="click at 64,0 is off the screen, which is 64x48"):
+        done({"type": "click", "x": 64, "y": 0})
+    with pytest.raises(InvalidError, match="drag at 5,48"):
+        done({"type": "drag", "path": [[1, 1], [5, 48]]})
+    assert last.heard == []
+
+
+class Pausing:
+    """Lets so many events pass."""
+
+    def __init__(self, events: int) -> None:
+        self.left = events
+
+    def __call__(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise LeasePausedError("paused by ana")
+
+
+EVERY = [
+    {"type": "click", "x": 1, "y": 1, "count": 2, "modifiers": ["ctrl", "alt"]},
+    {"type": "drag", "path": [[1, 1], [40, 40]], "modifiers": ["shift"]},
+    {"type": "scroll", "x": 1, "y": 1, "dy": 3, "modifiers": ["ctrl"]},
+    {"type": "key", "keys": "ctrl+shift+alt+t"},
+    {"type": "hold_key", "keys": "w+a", "seconds": 0.01},
+    {"type": "type", "text": "Hello"},
+    {"type": "press", "x": 3, "y": 3},
+    {"type": "key_down", "key": "shift"},
+]
+
+
+def still_down(heard: list[tuple[int, ...]]) -> set[object]:
+    down: set[object] = set()
+    for kind, first, *rest in heard:
+        if kind == 4:
+            (down.add if first else down.discard)(rest[0])
+        else:
+            down.discard("button")
+            if first:
+                down.add("button")
+    return down
+
+
+@pytest.mark.parametrize("action", EVERY, ids=lambda action: str(action["type"]))
+def test_the_guard_stops_an_action_between_any_two_events_and_nothing_stays_down(action: dict[str, Any]) -> None:
+    allowed = len(done(action))
+    for events in range(allowed + 1):
+        guard = Pausing(events + 1)  # one question is asked before the first event
+        if events < allowed:
+            with pytest.raises(LeasePausedError, match="paused by ana"):
+                done(action, guard=guard)
+            assert still_down(last.heard) == set(), (events, last.heard)
+            assert len(last.heard) <= events + 5  # and what lifts
+        else:
+            done(action, guard=guard)
+
+
+def test_a_cancelled_action_leaves_nothing_down_and_sends_no_more() -> None:
+    async def work() -> None:
+        async with Server() as server:
+            screen = await Screen.open(server.ours)
+            hands = Hands(screen, lambda: None)
+            for action in parse_actions(
+                [
+                    {"type": "hold_key", "keys": "ctrl+x", "seconds": 60},
+                    {"type": "type", "text": "y" * 200_000},
+                    {"type": "drag", "path": [[1, 1], [60, 40]] * 400, "modifiers": ["ctrl"]},
+                ]
+            ):
+                server.heard.clear()
+                task = asyncio.create_task(hands.do(action))
+                await until(lambda: len(server.heard) >= 2, every=0)
+                task.cancel()
+                await asyncio.wait({task})
+                assert task.cancelled()
+                assert not hands.down
+                await hands.release_all()
+                heard = len(server.heard)
+                assert still_down(server.heard) == set()
+                await screen.sync()
+                assert len(server.heard) == heard
+            await screen.close()
+
+    run(work())
+
+
+def test_release_all_asks_no_guard_lifts_all_and_waits_for_the_server() -> None:
+    barred = False
+
+    def guard() -> None:
+        if barred:
+            raise LeasePausedError("no")
+
+    async def after(hands: Hands, server: Server) -> None:
+        nonlocal barred
+        barred = True
+        assert hands.down
+        await hands.release_all()
+        assert not hands.down
+        assert server.heard[-3:] == [key("x", down=False), key(CTRL, down=False), (5, 0, 5, 5)]
+        await hands.release_all()
+        assert len(server.heard) == 7
+
+    done(
+        {"type": "press", "x": 5, "y": 5},
+        {"type": "key_down", "key": "ctrl"},
+        {"type": "key_down", "key": "x"},
+        guard=guard,
+        after=after,
+    )
+
+
+def test_a_failure_lifts_what_earlier_actions_hold() -> None:
+    with pytest.raises(UnsupportedError):
+        done({"type": "key_down", "key": "ctrl"}, {"type": "type", "text": "世"})
+    assert still_down(last.heard) == set()
+
+
+def test_a_lost_screen_ends_the_action_and_leaves_no_account_of_keys() -> None:
+    async def after(hands: Hands, server: Server) -> None:
+        server.writer.close()
+        with pytest.raises(Exception, match="closed the connection"):
+            await hands.do(parse_actions([{"type": "type", "text": "z" * 1000}])[0])
+        assert not hands.down
+
+    done({"type": "key_down", "key": "ctrl"}, after=after)
+
+
+def test_waits_send_nothing() -> None:
+    waits = [{"type": "wait", "seconds": 0}, {"type": "wait_stable", "quiet_ms": 5, "timeout_ms": 5000}]
+    assert done(*waits) == []
