@@ -16,6 +16,7 @@ from cu_fleet.model.errors import ConflictError, FleetError, LeaseOverError, Too
 from cu_fleet.model.names import new_id
 
 WATCH = 5.0  # how long one look at the queue may block; then the line shown is brought up to date
+SHORT = 1.0  # a desktop that is made within this time is not worth a word
 EARLY = 0.5  # how much earlier the controller's clock may say that the time is up
 LATE = 10.0  # how much later than the controller we give up ourselves
 GRACE = 10.0  # how long withdrawing may take
@@ -55,13 +56,15 @@ async def _granted(wire: connect.Wire, view: dict[str, Any], wait: float | None,
     before: dict[str, Any] = {}
     up = math.inf if wait is None else began + wait
     while view["state"] == "waiting":
+        held = bool(view["holder"])
         before = {"place": view["place"], "holder": view["holder"]}
-        line.show(place_in_line(view))
+        if held or time.monotonic() > began + SHORT:
+            line.show(place_in_line(view))
         if time.monotonic() > up + LATE:
             raise _too_long(view)
         try:
             path = connect.path("leases", view["lease"])
-            view = await connect.ask(wire, "GET", path, hold=WATCH, **{"while": "waiting"})
+            view = await connect.ask(wire, "GET", path, hold=WATCH if held else SHORT, **{"while": "waiting"})
             heard = time.monotonic()
         except UnavailableError:
             if time.monotonic() - heard > AWAY:

@@ -71,7 +71,7 @@ def _row(entry: dict[str, Any]) -> list[output.Cell]:
 def _detail(entry: dict[str, Any]) -> str:
     parts = [json.dumps(entry["action"], ensure_ascii=False)] if entry["action"] else []
     parts += [f"why: {entry['intent']}"] if entry["intent"] else []
-    parts += [f"{name}={value}" for name, value in (entry["facts"] or {}).items()]
+    parts += [f"{name}={value}" for name, value in (entry["facts"] or {}).items() if value not in (None, [])]
     return " ".join(parts)
 
 

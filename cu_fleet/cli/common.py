@@ -14,9 +14,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of words and tables.")]
 LeaseId = Annotated[
     str,
-    typer.Argument(
-        metavar="LEASE", help="A lease's id, or that of the desktop it holds.", autocompletion=complete.leases
-    ),
+    typer.Argument(metavar="LEASE", help="A lease's id, or the desktop it holds.", autocompletion=complete.leases),
 ]
 DesktopId = Annotated[
     str,

@@ -166,8 +166,8 @@ async def lease(wire: Wire, name: str) -> dict[str, Any]:
 
 
 async def lease_id(wire: Wire, name: str) -> str:
-    """A lease's id, given itself or the desktop it holds."""
-    if not name.startswith("dk_"):
+    """A lease's id, given itself or the desktop it holds, by id or name."""
+    if name.startswith("ls_"):
         return name
     view = await ask(wire, "GET", path("desktops", name))
     if not view["lease"]:

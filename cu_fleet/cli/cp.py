@@ -1,11 +1,10 @@
 """`cu-fleet cp`: files in and out of a desktop's `~/Shared`.
 
-What lies in a desktop may be hostile, its list of files included. So a path that comes from there is taken apart and
-refused if any part of it could lead elsewhere; links are never followed, in neither direction; and a file is written
-beside its place and then moved there, so that a link which lies there already is replaced, not written through.
+What lies in a desktop may be hostile. So nothing of it decides where we write (`slot` sees to the paths); links are
+never followed, in neither direction; and a file is written beside its place and then moved there, so that a link which
+lies there already is replaced, not written through.
 """
 
-import asyncio
 import os
 import re
 import stat
@@ -19,11 +18,10 @@ import typer
 
 from cu_fleet.cli import connect, output
 from cu_fleet.cli.common import Json, command
-from cu_fleet.model.errors import BrokenError, InvalidError, NotFoundError, UnavailableError
+from cu_fleet.cli.slot import Info, look, safe, tree
+from cu_fleet.model.errors import InvalidError, NotFoundError, UnavailableError
 
 CHUNK = 256 << 10
-MOST = 100_000  # files of one copy
-DEEPEST = 64
 _REMOTE = re.compile(r"((?:ls|dk)_[a-z0-9]{10}):(.*)", re.DOTALL)
 
 
@@ -107,7 +105,8 @@ def _report(tally: Tally, source: str, target: str, as_json: bool) -> None:
 
 async def _in(wire: connect.Wire, lease: str, source: str, path: str, tally: Tally) -> None:
     path_there = safe(path, "DST")
-    into = path == "" or path.endswith("/") or await _kind(wire, lease, path_there) == "dir"
+    there_now = await look(wire, lease, path_there)
+    into = path.endswith("/") or (there_now is not None and there_now["kind"] == "dir")
     if source == "-":
         if into:
             raise InvalidError("standard input needs a file name in DST", code="usage")
@@ -174,6 +173,8 @@ async def _stdin_chunks(name: str, tally: Tally) -> AsyncIterator[bytes]:
 
 async def _read(descriptor: int) -> bytes:
     """The next bytes of a pipe or file, without keeping ^C waiting for them."""
+    import asyncio
+
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     try:
@@ -191,19 +192,21 @@ async def _read(descriptor: int) -> bytes:
 
 
 async def _out(wire: connect.Wire, lease: str, path: str, target: str, tally: Tally) -> None:
-    path_there = safe(path, "SRC")
-    kind = "dir" if not path_there else await _kind(wire, lease, path_there)
-    if kind not in ("file", "dir"):
-        what = f"there is no {path_there} in" if kind is None else f"{path_there} is a {kind} in"
-        raise NotFoundError(f"{what} ~/Shared of lease {lease}", remedy=f"see cu-fleet cp {lease}: DIR", code="no_file")
+    there = safe(path, "SRC")
+    info = await look(wire, lease, there)
+    if info is None or info["kind"] not in ("file", "dir"):
+        what = f"{there} is a {info['kind']}" if info else f"there is no {there}"
+        remedy = f"take all of it out: cu-fleet cp {lease}: DIR"
+        raise NotFoundError(f"{what} in ~/Shared of lease {lease}", remedy=remedy, code="no_file")
+    folder = info["kind"] == "dir"
     if target == "-":
-        if kind == "dir":
-            raise InvalidError(f"{path_there or '~/Shared'} is a folder: it cannot go to standard output", code="usage")
-        return await _to_stdout(wire, lease, path_there, tally)
-    place = _target(target, path_there)
-    if kind == "file":
-        return await _get(wire, lease, path_there, place, place.parent, 0o644, tally)
-    return await _folder_out(wire, lease, path_there, place, tally)
+        if folder:
+            raise InvalidError(f"{there or '~/Shared'} is a folder: it cannot go to standard output", code="usage")
+        return await _to_stdout(wire, lease, there, tally)
+    place = _target(target, there)
+    if folder:
+        return await _folder_out(wire, lease, there, place, tally)
+    return await _get(wire, lease, info, place, place.parent, tally)
 
 
 def _target(target: str, path: str) -> Path:
@@ -213,86 +216,22 @@ def _target(target: str, path: str) -> Path:
 
 async def _folder_out(wire: connect.Wire, lease: str, path: str, place: Path, tally: Tally) -> None:
     _folder(place, place)
-    async for info, below in _tree(wire, lease, path, tally):
+    async for info, below in tree(wire, lease, path):
         there = place.joinpath(*below)
         if info["kind"] == "dir":
             _folder(there, place)
+        elif info["kind"] == "file":
+            await _get(wire, lease, info, there, place, tally)
         else:
-            await _get(wire, lease, info["path"], there, place, int(info["mode"]), tally)
+            tally.skip(info["path"], f"a {info['kind']}")
 
 
-async def _tree(
-    wire: connect.Wire, lease: str, root: str, tally: Tally
-) -> AsyncIterator[tuple[dict[str, Any], list[str]]]:
-    """Everything below `root`, folders before what is in them, with its path from `root` in safe parts."""
-    folders, seen = [root], {root}
-    while folders:
-        for info in await _listing(wire, lease, folders.pop()):
-            name = str(info["path"])
-            below = parts_below(name, root)
-            if name in seen:
-                continue
-            seen.add(name)
-            if len(seen) > MOST:
-                raise BrokenError(f"lease {lease} shows more than {MOST} files: refused", code="too_many_files")
-            if info["kind"] not in ("file", "dir"):
-                tally.skip(name, f"a {info['kind']}")
-                continue
-            if info["kind"] == "dir":
-                folders.append(name)
-            yield info, below
-
-
-def parts_below(name: str, root: str) -> list[str]:
-    """The parts of `name` after `root`; what would lead out of it is refused."""
-    parts, above = name.split("/"), root.split("/") if root else []
-    below = parts[len(above) :]
-    good = parts[: len(above)] == above and below and all(_good(part) for part in below)
-    if not good or len(parts) > DEEPEST:
-        raise BrokenError(
-            f"the desktop lists a file {output.clean(name)!r}, which is not below {root or '~/Shared'}",
-            remedy="do not trust this desktop: revoke its lease",
-            code="hostile_path",
-        )
-    return below
-
-
-def _good(part: str) -> bool:
-    return part not in ("", ".", "..") and "\x00" not in part and "/" not in part
-
-
-def safe(path: str, which: str) -> str:
-    """A path below ~/Shared as people write it, in its plain form."""
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    if ".." in parts or path.startswith(("~", "/")):
-        raise InvalidError(f"{which}: {path!r} must be a path below ~/Shared", code="usage")
-    return "/".join(parts)
-
-
-async def _kind(wire: connect.Wire, lease: str, path: str) -> str | None:
-    """What lies there: "file", "dir", "link", "other", or None."""
-    parent, _, _ = path.rpartition("/")
-    listing = await _listing(wire, lease, parent) if path else []
-    return next((str(info["kind"]) for info in listing if info["path"] == path), None)
-
-
-async def _listing(wire: connect.Wire, lease: str, path: str) -> list[dict[str, Any]]:
-    try:
-        answer = await connect.ask(wire, "GET", connect.path("leases", lease, "files"), path=path)
-    except NotFoundError as error:
-        if error.code != "no_file":
-            raise
-        return []
-    return list(answer["files"])
-
-
-async def _get(wire: connect.Wire, lease: str, path: str, place: Path, within: Path, mode: int, tally: Tally) -> None:
+async def _get(wire: connect.Wire, lease: str, info: Info, place: Path, within: Path, tally: Tally) -> None:
     _folder(place.parent, within)
-    part = place.with_name(f".{place.name[:200]}.part{os.getpid()}")
+    path, part = str(info["path"]), place.with_name(f".cu-fleet.{os.getpid()}.part")
+    allowed = 0o777 if int(info["mode"]) & 0o111 else 0o666  # the umask does the rest
     try:
-        descriptor = os.open(
-            part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o777 if mode & 0o111 else 0o666
-        )
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, allowed)
         with os.fdopen(descriptor, "wb") as to:
             async for chunk in connect.download(wire, connect.path("leases", lease, "files", *path.split("/"))):
                 to.write(chunk)

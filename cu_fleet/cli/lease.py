@@ -89,11 +89,12 @@ def _introduce(view: dict[str, Any], show_token: bool) -> None:
     lease, until = view["lease"], output.clock(view["expires_at"])
     where = f'"{view["desktop_name"]}" ({view["desktop"]})' if view["desktop_name"] else view["desktop"]
     output.say(f"lease {lease}: agent {view['agent']} has desktop {where} until {until}, longer with every action")
+    click = f'{{"type": "click", "x": {view["width"] // 2}, "y": {view["height"] // 2}}}'
     lines = {
         "screen": f"{view['width']}x{view['height']}, profile {view['profile']}, generation {view['generation']}",
         "with it": ", ".join(view["resources"]),
         "look": f"cu-fleet screenshot {lease} -o screen.png",
-        "act": f'cu-fleet act {lease} \'{{"type": "click", "x": 640, "y": 400}}\'',
+        "act": f"cu-fleet act {lease} '{click}'",
         "end": f"cu-fleet lease release {lease}",
         "token": "" if show_token else "add --show-token, or read it from --json",
     }

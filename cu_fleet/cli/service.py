@@ -131,7 +131,7 @@ def _words(answer: dict[str, Any]) -> dict[str, output.Cell]:
     reserved = f"{output.size(room['reserved_bytes'])} of {output.size(room['memory_bytes'])} reserved"
     return {
         "controller": f"{answer['url']} (pid {answer['pid']}, version {answer['version']})",
-        "since": answer["started_at"],
+        "since": _moment(answer["started_at"]),
         "home": answer["home"],
         "database": answer["database"],
         "desktops": f"{bar(room['used'], room['desktops'])} {room['used']} of {room['desktops']}",
@@ -140,6 +140,12 @@ def _words(answer: dict[str, Any]) -> dict[str, output.Cell]:
         "leases": f"{leases['active']} active, {leases['waiting']} waiting",
         "audit": f"{answer['audit']['entries']} entries",
     }
+
+
+def _moment(at: object) -> str:
+    from cu_fleet.model.view import iso
+
+    return str(iso(at) if isinstance(at, int | float) else at)
 
 
 def bar(used: float, total: float, width: int = 20) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cu_fleet.cli.cp import parts_below, safe
+from cu_fleet.cli.slot import parts_below, safe
 from cu_fleet.model.errors import BrokenError, InvalidError
 from tests.cli.fake import Asked, Fake, problem
 from tests.cli.support import cli, finished, start
@@ -86,9 +86,10 @@ def test_standard_input_goes_in(fake: Fake, tmp_path: Path) -> None:
 
 
 def test_a_file_comes_out(fake: Fake, tmp_path: Path) -> None:
-    slot(fake, {"": [info("a.txt")]}, b"content")
+    slot(fake, {"": [info("a.txt", mode=0o755)]}, b"content")
     assert cli("cp", f"{LEASE}:a.txt", str(tmp_path / "b.txt")).code == 0
     assert (tmp_path / "b.txt").read_bytes() == b"content"
+    assert (tmp_path / "b.txt").stat().st_mode & 0o111
     assert cli("cp", f"{LEASE}:a.txt", str(tmp_path)).code == 0
     assert (tmp_path / "a.txt").read_bytes() == b"content"
     assert cli("cp", f"{LEASE}:a.txt", "-").raw == b"content"

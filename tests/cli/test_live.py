@@ -188,6 +188,7 @@ def test_desktops_and_snapshots() -> None:
     assert done("desktop", "freeze", desktop, "--json").json["frozen"] is True
     assert done("desktop", "thaw", desktop, "--json").json["frozen"] is False
     assert "started" in done("desktop", "logs", desktop).out
+    assert done("lease", "show", "lasting", "--json").json["lease"] == lease
     saved = done("snapshot", "save", desktop, "--note", "mine", "--json").json
     assert saved["id"] in done("snapshot", "list").out
     assert done("snapshot", "restore", saved["id"], "--json").json["desktop"]["desktop"] == desktop
