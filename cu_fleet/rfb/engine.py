@@ -90,6 +90,7 @@ class Engine(Handshake):
 
     def welcomed(self, width: int, height: int) -> None:
         self.canvas = Canvas(width, height)
+        self.pointer = (width // 2, height // 2)  # where X puts it; a server tells only of later jumps
         self.setPixelFormat(_OUR_FORMAT)
         self.transport.write(struct.pack(f"!BxH{len(_ENCODINGS)}i", 2, len(_ENCODINGS), *_ENCODINGS))
         self._next_message()

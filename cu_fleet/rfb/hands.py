@@ -4,6 +4,9 @@ Every event passes `_key` or `_point`, which ask the guard in the same breath an
 guard refuses, or anything else ends an action before its end, all that is down is lifted at once, without asking, and
 nothing more is sent. An action is done when the server has taken in its last event.
 
+A server that loses its client lifts that client's keys, but TigerVNC leaves a button down. So the first thing that new
+hands do, or `release_all` with them, is to lift the buttons of whoever was there before.
+
 TigerVNC makes whatever keysym it is sent, pressing shift by itself where it must. It keeps room for some twenty keysyms
 that its keyboard lacks and then drops further ones without a word: so what is beyond ASCII goes over the clipboard if
 there is a hook for it, and otherwise, within Latin-1, a few distinct ones are sent as keys and the rest refused before
@@ -65,6 +68,7 @@ class Hands:
         self._buttons = 0
         self._foreign: set[str] = set()
         self._seen = screen.serial  # the picture before the latest input
+        self._new = True  # a button may be down from an earlier connection
 
     @property
     def position(self) -> tuple[int, int]:
@@ -79,9 +83,11 @@ class Hands:
         """Do one action, in pixels of the screen; it is done when this returns."""
         check_on_screen(action, self.screen.width, self.screen.height)
         self.guard()
-        if not isinstance(action, Wait | WaitStable | WaitChange):
-            self._seen = self.screen.serial
         try:
+            if not isinstance(action, Wait | WaitStable | WaitChange):
+                self._seen = self.screen.serial
+                if self._new:
+                    await self.claim_pointer()
             await self._do(action)
         except BaseException:
             self._lift()
@@ -100,11 +106,16 @@ class Hands:
         await self.screen.sync(timeout)
 
     async def claim_pointer(self) -> None:
-        """Move the pointer to the middle of the screen, so that it is known where it is and kept out of pictures."""
-        x, y = self.screen.width // 2, self.screen.height // 2
-        for place in ((x + 1, y), (x, y)):
+        """Take over the pointer where it is thought to be (at first in the middle), with no button down.
+
+        From then on it is known where it is, and the server keeps it out of pictures. It has to move for that: by one
+        pixel, and back.
+        """
+        x, y = self.screen.pointer
+        for place in ((x - 1 if x else x + 1, y), (x, y)):
             self._point(*place)
             await self.screen.sync()
+        self._new = False
 
     async def _do(self, action: Action) -> None:
         match action:
@@ -285,8 +296,9 @@ class Hands:
             return
         for sym in reversed(keys):
             self.screen.key_event(sym, down=False)
-        if buttons:
+        if buttons or self._new:
             self.screen.pointer_event(*self.screen.pointer, 0)
+            self._new = False
 
 
 def _mask(button: str) -> int:

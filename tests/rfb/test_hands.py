@@ -29,7 +29,10 @@ def done(
     async def work() -> list[tuple[int, ...]]:
         async with Server() as server:
             screen = await Screen.open(server.ours)
-            hands = Hands(screen, guard, paste_text)
+            hands = Hands(screen, lambda: None, paste_text)
+            await hands.claim_pointer()
+            server.heard.clear()
+            hands.guard = guard
             try:
                 for action in parse_actions(list(actions)):
                     await hands.do(action)
@@ -70,6 +73,23 @@ def test_a_click_goes_there_first_and_counts_with_modifiers_around() -> None:
         key(SHIFT, down=False),
         key(CTRL, down=False),
     ]
+
+
+def test_new_hands_lift_the_buttons_of_whoever_was_there_before() -> None:
+    async def work() -> None:
+        for release in (False, True):
+            async with Server() as server:
+                screen = await Screen.open(server.ours)
+                hands = Hands(screen, lambda: None)
+                if release:
+                    await hands.release_all()
+                    assert server.heard == [(5, 0, 32, 24)]
+                else:
+                    await hands.do(parse_actions([{"type": "key", "keys": "a"}])[0])
+                    assert server.heard == [(5, 0, 31, 24), (5, 0, 32, 24), *tap("a")]
+                await screen.close()
+
+    run(work())
 
 
 def test_a_press_holds_across_other_actions() -> None:
@@ -224,6 +244,7 @@ def test_a_cancelled_action_leaves_nothing_down_and_sends_no_more() -> None:
         async with Server() as server:
             screen = await Screen.open(server.ours)
             hands = Hands(screen, lambda: None)
+            await hands.claim_pointer()
             for action in parse_actions(
                 [
                     {"type": "hold_key", "keys": "ctrl+x", "seconds": 60},

@@ -12,6 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.modes import ECB
+
 from cu_fleet.rfb.screen import Screen
 
 PYTHON = "/usr/bin/python3"  # the one that has python3-xlib
@@ -23,8 +27,7 @@ class Xvnc:
         self.path = folder / "rfb"
         security = ["-SecurityTypes", "None"]
         if password is not None:
-            secret = subprocess.run(["vncpasswd", "-f"], input=password.encode(), capture_output=True, check=True)
-            (folder / "secret").write_bytes(secret.stdout)
+            (folder / "secret").write_bytes(_obscured(password))
             security = ["-SecurityTypes", "VncAuth", "-PasswordFile", str(folder / "secret")]
         read, write = os.pipe()
         self._log = (folder / "log").open("wb")
@@ -104,6 +107,13 @@ class Client:
                 pipe.close()
         self.process.kill()
         self.process.wait()
+
+
+def _obscured(password: str) -> bytes:
+    """As vncpasswd writes it: DES with a key that all know."""
+    key = bytes(int(f"{byte:08b}"[::-1], 2) for byte in bytes([23, 82, 107, 6, 35, 78, 88, 7]))
+    encryptor = Cipher(TripleDES(key * 3), ECB()).encryptor()  # noqa: S305 - it is what VNC does
+    return encryptor.update(password.encode().ljust(8, b"\0")) + encryptor.finalize()
 
 
 @contextmanager
