@@ -12,7 +12,7 @@ from cu_fleet.model.desktop import NOT_GONE, TAKES_ROOM, Desktop, Event, Stage, 
 from cu_fleet.model.errors import ConflictError
 from cu_fleet.model.lease import LIVE, Lease, LeaseState
 from cu_fleet.model.profile import Profile
-from cu_fleet.model.view import DesktopView, desktop_view
+from cu_fleet.model.view import DesktopView, desktop_view, iso
 from cu_fleet.stores.base import Tx
 
 
@@ -77,7 +77,7 @@ class Desktops:
             "home": str(self.core.settings.home),
             "url": url,
             "pid": os.getpid(),
-            "started_at": self.started_at,
+            "started_at": iso(self.started_at),
             "database": "postgresql" if self.core.settings.database else "sqlite",
             **numbers,
         }

@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -30,9 +31,14 @@ class Etc:
         self._own = own  # where a desktop sees its own files
         self._watched: dict[Path, int] = {}
         self._current: Path | None = None
+        self._making = threading.Lock()
 
     def current(self) -> Path:
         """The copy to use now."""
+        with self._making:
+            return self._up_to_date()
+
+    def _up_to_date(self) -> Path:
         if self._current is None or not self._current.exists() or self._watched != _times(self._watched):
             entries = _entries()
             self._watched = _times([_ETC, *entries, *(f for e in entries for f in _folders(e))])
@@ -58,8 +64,10 @@ class Etc:
     def _clear(self) -> None:
         fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            running = any(path.name.startswith("dk_") for path in self.folder.parent.iterdir())
             for path in list(self.folder.iterdir()):
-                wipe(fd, path.name)
+                if path.name.endswith(".partial") or not running:  # a running desktop needs the copy it began with
+                    wipe(fd, path.name)
         finally:
             os.close(fd)
 
