@@ -5,7 +5,6 @@ import os
 import select
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -124,7 +123,3 @@ def xvnc(*options: str, password: str | None = None) -> Iterator[Xvnc]:
             yield server
         finally:
             server.stop()
-
-
-if __name__ == "__main__":
-    sys.exit("a module of the tests")
