@@ -181,6 +181,8 @@ def _report(answer: dict[str, Any], names: list[str], as_json: bool) -> None:
     else:
         for name, done in zip(names, answer["done"], strict=False):
             output.say(f"{name}: done" if done["ok"] else f"{name}: not done, {done['detail']} ({done['code']})")
+        for name in names[len(answer["done"]) :]:
+            output.say(f"{name}: not tried")
     failed = [done for done in answer["done"] if not done["ok"]]
     if failed:
         raise typer.Exit(6 if str(failed[0]["code"]).startswith("lease_") else 1)

@@ -24,7 +24,7 @@ class Asked:
         return json.loads(self.body or b"null")
 
 
-Answer = Any  # JSON-able (200), bytes, or (status, JSON-able or bytes)
+Answer = Any  # JSON-able (200), bytes, an iterator of them as they come, or (status, one of these)
 
 
 @dataclass
@@ -70,12 +70,22 @@ def _handler(fake: Fake) -> type[BaseHTTPRequestHandler]:
             asked = Asked(self.command, unquote(parts.path), query, self._body(), dict(self.headers))
             answer = fake.answer(asked)
             status, said = answer if isinstance(answer, tuple) else (200, answer)
-            data = said if isinstance(said, bytes) else json.dumps(said).encode()
             self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
             self.send_header("Cu-Fleet-Frame", "fr_0123456789")
+            self._send(said)
+
+        def _send(self, said: Any) -> None:
+            if not isinstance(said, Iterator):
+                data = said if isinstance(said, bytes) else json.dumps(said).encode()
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+                return
+            self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            self.wfile.write(data)
+            for part in said:
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
+            self.wfile.write(b"0\r\n\r\n")
 
         def _body(self) -> bytes:
             if self.headers.get("Transfer-Encoding") != "chunked":

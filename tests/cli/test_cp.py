@@ -1,6 +1,6 @@
 """Files in and out, also from a desktop that lies about them."""
 
-import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -76,12 +76,13 @@ def test_standard_input_goes_in(fake: Fake, tmp_path: Path) -> None:
     here = tmp_path / "in"
     here.write_bytes(b"from a file")
     with here.open("rb") as stdin:
-        assert finished(start("cp", "-", f"{LEASE}:a", env=fake.env, stdin=stdin)).code == 0
-    ends = os.pipe()
-    os.write(ends[1], b"from a pipe")
-    os.close(ends[1])
-    assert finished(start("cp", "-", f"{LEASE}:b", env=fake.env, stdin=ends[0])).code == 0
-    os.close(ends[0])
+        from_file = start("cp", "-", f"{LEASE}:a", env=fake.env, stdin=stdin)
+    from_pipe = start("cp", "-", f"{LEASE}:b", env=fake.env, stdin=subprocess.PIPE)
+    assert from_pipe.stdin is not None
+    from_pipe.stdin.write(b"from a pipe")
+    from_pipe.stdin.close()
+    from_pipe.stdin = None
+    assert (finished(from_file).code, finished(from_pipe).code) == (0, 0)
     assert {name: body for name, (body, _) in put(fake).items()} == {"a": b"from a file", "b": b"from a pipe"}
 
 

@@ -94,7 +94,8 @@ def test_a_batch_that_stopped_is_no_success(fake: Fake, code: str, exit_code: in
     ended = cli("act", LEASE, json.dumps([CLICK, TYPE]), "--json")
     assert ended.code == exit_code
     assert ended.json["done"] == done
-    assert "type: not done, it was stopped" in cli("act", LEASE, json.dumps([CLICK, TYPE])).out
+    told = cli("act", LEASE, json.dumps([CLICK, TYPE, CLICK])).out.splitlines()
+    assert told == ["click: done", f"type: not done, it was stopped ({code})", "click: not tried"]
 
 
 def test_a_paused_lease(fake: Fake) -> None:
