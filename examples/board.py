@@ -36,7 +36,7 @@ class Board:
         return time.monotonic() - self._began
 
     def title(self, text: str) -> None:
-        self.console.print(f"\n[bold]{escape(text)}[/bold]")
+        self.console.print(f"\n[bold]{escape(text)}[/bold]", soft_wrap=True)
 
     def say(self, who: str, text: str, desktop: str = "") -> None:
         colour = COLOURS.get(who, "white")

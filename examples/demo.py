@@ -29,7 +29,7 @@ def main() -> int:
         home = fresh_home(options.home.absolute())
         asyncio.run(demo(home, console, stay=options.stay))
     except (UntrueError, FleetError) as wrong:
-        console.print(f"\nthe demo failed: {wrong}", style="bold red", markup=False)
+        console.print(f"\nthe demo failed: {wrong}", style="bold red", markup=False, soft_wrap=True)
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("\nstopped; nothing is left running")
