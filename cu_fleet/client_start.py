@@ -16,6 +16,7 @@ from typing import IO
 
 from cu_fleet.model.errors import ConflictError, UnavailableError
 
+COMMAND = (sys.executable, "-m", "cu_fleet", "up", "--on-demand")
 TIMEOUT = 60.0
 _AGAIN = 0.5
 _TAIL = 2000  # characters of its log that we repeat
@@ -52,7 +53,7 @@ def _spawn(home: Path, log: Path) -> subprocess.Popen[bytes]:
 
 def _detached(home: Path, out: IO[bytes]) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "cu_fleet", "up", "--on-demand"],
+        COMMAND,
         stdin=subprocess.DEVNULL,
         stdout=out,
         stderr=out,

@@ -13,7 +13,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future, wait
 from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
@@ -61,12 +61,15 @@ class Loop:
                 wait([result], _CLEAN_UP)
             raise
 
+    @property
+    def closed(self) -> bool:
+        return self._loop.is_closed()
+
     def close(self) -> None:
-        if not self._loop.is_closed():
-            self.run(_wound_up())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+        self.run(_wound_up())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
 
 async def _wound_up() -> None:
@@ -81,7 +84,7 @@ async def _awaited(work: Awaitable[T]) -> T:
 
 def _settle(result: "Future[T]", task: "asyncio.Task[T]") -> None:
     if task.cancelled():
-        result.cancel()
+        result.set_exception(CancelledError())
     elif error := task.exception():
         result.set_exception(error)
     else:
@@ -238,6 +241,9 @@ class Fleet(_Blocking[client.Fleet]):
         self.close()
 
     def close(self) -> None:
+        """End what is under way, and the thread. Leases that are not released live on until their time is over."""
+        if self._loop.closed:
+            return
         try:
             self._loop.run(self._inner.close())
         finally:

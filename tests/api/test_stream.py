@@ -57,8 +57,7 @@ def test_a_command_is_fed_its_input_and_environment(tmp_path: Path) -> None:
             words = {"argv": ["env"], "env": {"GREETING": "hi"}, "cwd": "/srv"}
             lines = _lines((await http.post(f"/v1/desktops/{desktop}/exec", json=words)).text)
             assert base64.b64decode(str(lines[0]["data"])) == b"hi /srv"
-            answer = await http.post(f"/v1/desktops/{desktop}/exec", json={"argv": ["nope"]})
-            problem(answer, 404, "no_program")
+            problem(await http.post("/v1/desktops/dk_x/exec", json={"argv": ["true"]}), 404, "no_desktop")
 
     run(body())
 
