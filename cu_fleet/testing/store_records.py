@@ -117,7 +117,8 @@ class RecordContract(StoreBase):
             lambda tx: tx.get(Desktop, "a\0b"),
             lambda tx: tx.put(lease(1, request_id="a\0b")),
             lambda tx: tx.put(lease(1, request_id="half \ud83d")),
-            lambda tx: tx.put(snapshot(1, created_at=float("inf"), note="x")),
+            lambda tx: tx.put(snapshot(1, created_at=float("inf"))),
+            lambda tx: tx.put(lease(1, expires_at=float("inf"))),
             lambda tx: tx.entries(after=2**70),
             lambda tx: tx.append(draft(1, seconds=float("inf"))),
             lambda tx: tx.append(draft(1, intent="half \ud83d")),
@@ -144,6 +145,8 @@ class RecordContract(StoreBase):
                 tx.put(write)
             except TakenError as e:
                 caught.append(e)
+            with pytest.raises(TakenError):
+                tx.put(Agent(name="late", created_at=1.0))
 
         async def body(store: Store) -> None:
             await store.transact(put(*before))
