@@ -29,7 +29,7 @@ def test_a_home_that_others_can_read_is_refused_with_the_remedy(home: Path) -> N
 
 
 def test_one_controller_at_a_time(home: Path) -> None:
-    with app.locked(home), pytest.raises(ConflictError, match="runs in .* already"), app.locked(home):
+    with app.locked(home), pytest.raises(ConflictError, match=r"runs in .* already"), app.locked(home):
         pass
     with app.locked(home):
         pass
