@@ -10,6 +10,7 @@ once however deep the tree is. A digest covers the blocks that are not all zeros
 file is allocated nor reads a terabyte of holes. Attributes that act on the host (`security.*`) are not carried.
 """
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -357,15 +358,31 @@ def _copy_range(source: int, to: int, at: int, end: int) -> None:
 
 
 def wipe(parent: int, name: str) -> None:
-    """Remove `name` with all in it, whatever it is and however deep: every folder met is first moved to the top."""
-    if _unlink(parent, name):
-        return
-    top = _open_wide(parent, name)
+    """Remove `name` with all in it, whatever it is and however deep: every folder met is first moved to the top.
+
+    Somebody else may be removing the same.
+    """
+    for _ in range(1000):
+        if _unlink(parent, name):
+            return
+        with contextlib.suppress(FileNotFoundError), _unless_filled():
+            top = _open_wide(parent, name)
+            try:
+                _empty(top)
+            finally:
+                os.close(top)
+            os.rmdir(name, dir_fd=parent)
+    raise BrokenError("a folder that is being removed is filled again and again", code="not_removed")
+
+
+@contextlib.contextmanager
+def _unless_filled() -> Iterator[None]:
+    """For `rmdir`: a folder that is not empty yet is met again."""
     try:
-        _empty(top)
-    finally:
-        os.close(top)
-    os.rmdir(name, dir_fd=parent)
+        yield
+    except OSError as e:
+        if e.errno != errno.ENOTEMPTY:
+            raise
 
 
 def _unlink(folder: int, name: str) -> bool:
@@ -375,12 +392,17 @@ def _unlink(folder: int, name: str) -> bool:
     except FileNotFoundError:
         return True
     except OSError as e:
-        if e.errno in (errno.EISDIR, errno.EPERM) and stat.S_ISDIR(
-            os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
-        ):
+        if e.errno in (errno.EISDIR, errno.EPERM) and _is_folder(folder, name):
             return False
         raise
     return True
+
+
+def _is_folder(folder: int, name: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return True  # it was one
 
 
 def _open_wide(parent: int, name: str) -> int:
@@ -402,7 +424,8 @@ def _empty(top: int) -> None:
             for entry in entries:
                 seen = True
                 if not _unlink(top, entry.name):
-                    moved = _flatten(top, entry.name, moved)
+                    with contextlib.suppress(FileNotFoundError):
+                        moved = _flatten(top, entry.name, moved)
         if not seen:
             return
     raise BrokenError("a folder that is being removed is filled again and again", code="not_removed")
@@ -421,9 +444,6 @@ def _flatten(top: int, name: str, moved: int) -> int:
                     os.rename(entry.name, f".{moved}.{os.urandom(6).hex()}", src_dir_fd=inner, dst_dir_fd=top)
     finally:
         os.close(inner)
-    try:
+    with _unless_filled():
         os.rmdir(name, dir_fd=top)
-    except OSError as e:
-        if e.errno != errno.ENOTEMPTY:
-            raise  # not empty yet: the next pass comes back to it
     return moved

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import secrets
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from typing import Any, ClassVar, TypeVar
 
 import pytest
 
-from cu_fleet.backends.base import Backend, Exec, Files, Freeze, Place, Snapshots, Spec
+from cu_fleet.backends.base import Backend, Exec, Files, Freeze, Place, Process, Snapshots, Spec
 from cu_fleet.model.desktop import Handle
+from cu_fleet.model.errors import FleetError
 from cu_fleet.model.names import new_id
 from cu_fleet.model.profile import Profile
 
@@ -42,7 +44,6 @@ class BackendBase:
     """A subclass says how its backend is made; see `backend_contract`."""
 
     gaps: ClassVar[Mapping[str, str]] = {}  # ability or test that this backend lacks → why
-    shell: ClassVar[bool] = True  # whether a desktop has sh, python3 and the usual programs
     place: Place
 
     async def make(self) -> Backend:
@@ -53,17 +54,22 @@ class BackendBase:
         raise AssertionError(f"{type(self).__name__} must name a profile")
 
     def new_place(self, folder: Path) -> Place:
-        return Place(folder / "home", "contract")
+        return Place(folder / "home", "contract" + secrets.token_hex(4))  # others may run this suite at this moment
+
+    @pytest.fixture
+    def contract_folder(self, tmp_path: Path) -> Path:
+        """Where a test's place lies; a backend that needs short or reachable paths gives another."""
+        return tmp_path
 
     async def boot_of(self, backend: Backend, handle: Handle) -> str:
         """Where the running desktop shows its boot nonce: the name of its screen, unless a subclass knows better."""
         return (await self.greet(backend, handle)).name
 
     @pytest.fixture(autouse=True)
-    def _place_of_its_own(self, tmp_path: Path, request: pytest.FixtureRequest) -> Any:
+    def _place_of_its_own(self, contract_folder: Path, request: pytest.FixtureRequest) -> Any:
         if reason := self.gaps.get(request.node.originalname):
-            pytest.skip(f"known gap: {reason}")
-        self.place = self.new_place(tmp_path)
+            pytest.xfail(f"known gap: {reason}")
+        self.place = self.new_place(contract_folder)
         yield
         self.run(self._clear)
 
@@ -89,7 +95,7 @@ class BackendBase:
         ability = getattr(backend.abilities, name)
         if ability is None:
             assert name in self.gaps, f"{backend.name} has no {name}: list it in `gaps`, with the reason"
-            pytest.skip(f"{backend.name} has no {name}: {self.gaps[name]}")
+            pytest.xfail(f"{backend.name} has no {name}: {self.gaps[name]}")
         return ability
 
     def snapshots(self, backend: Backend) -> Snapshots:
@@ -107,10 +113,6 @@ class BackendBase:
     def files(self, backend: Backend) -> Files:
         ability: Files = self._ability(backend, "files")
         return ability
-
-    def needs_shell(self) -> None:
-        if not self.shell:
-            pytest.skip(f"the desktops of {type(self).__name__} have no shell")
 
     # desktops
 
@@ -139,7 +141,7 @@ class BackendBase:
             kinds = await reader.readexactly((await reader.readexactly(1))[0])
             assert b"\x01" in kinds or endpoint.password, f"no way in: security types {kinds!r} without a password"
             if b"\x01" not in kinds:
-                pytest.skip("the screen wants a password, and this suite does not know how to give one")
+                pytest.xfail("the screen wants a password, and this suite does not know how to give one")
             writer.write(b"\x01")
             assert await reader.readexactly(4) == bytes(4)
             writer.write(b"\x01")
@@ -206,6 +208,14 @@ async def take(handles: AsyncIterator[Handle], most: int | None = None) -> list[
         if close:
             await close()
     return taken
+
+
+async def ended_badly(process: Process) -> bool:
+    """Whether a process whose desktop was taken away is known to be over: by a bad exit code, or as lost."""
+    try:
+        return await process.wait() != 0
+    except FleetError:
+        return True
 
 
 async def silent(stream: AsyncIterator[tuple[int, bytes]], seconds: float = 0.4) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from cu_fleet.backends.base import Backend, Process
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import FleetError, InvalidError, NotFoundError
-from cu_fleet.testing.backend_base import BackendBase, chunks, silent
+from cu_fleet.testing.backend_base import BackendBase, chunks, ended_badly, silent
 
 
 class ExecContract(BackendBase):
@@ -65,15 +65,18 @@ class ExecContract(BackendBase):
             handle = await self.start(backend)
             process = await self.exec(backend).exec(handle, ["sleep", "100000"])
             await backend.stop(handle)
-            assert await process.wait() != 0
+            assert await ended_badly(process)
             with pytest.raises(FleetError):
                 await self.exec(backend).exec(handle, ["true"])
 
         self.run(body)
 
+
+class ExecInShellContract(BackendBase):
+    """With a shell inside."""
+
     def test_environment_and_folder_are_as_asked(self) -> None:
         async def body(backend: Backend) -> None:
-            self.needs_shell()
             handle = await self.start(backend, self.spec(profile=self.profile().but(env={"FROM_PROFILE": "yes"})))
             script = 'echo "$MINE|$FROM_PROFILE|$PWD|$(id -u)"; test -w "$HOME" && test -n "$DISPLAY"'
             ended = await self.command(backend, handle, "sh", "-c", script, env={"MINE": "a b"}, cwd="/usr")
@@ -86,7 +89,6 @@ class ExecContract(BackendBase):
 
     def test_a_killed_command_takes_its_children_along(self) -> None:
         async def body(backend: Backend) -> None:
-            self.needs_shell()
             handle = await self.start(backend)
             process = await self.exec(backend).exec(handle, ["sh", "-c", "sleep 100000 & echo $!; wait"])
             async for _, data in process.output():
@@ -217,9 +219,12 @@ class FilesContract(BackendBase):
 
         self.run(body)
 
+
+class FilesInShellContract(FilesContract):
+    """With a shell inside that plants traps."""
+
     def test_links_and_pipes_made_inside_lead_nowhere(self) -> None:
         async def body(backend: Backend) -> None:
-            self.needs_shell()
             files, handle = self.files(backend), await self.start(backend)
             script = "cd ~/Shared; ln -s /etc/hostname file; ln -s / root; ln -s ../.. up; mkfifo pipe; mkdir d"
             assert (await self.command(backend, handle, "sh", "-c", script)).code == 0

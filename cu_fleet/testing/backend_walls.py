@@ -46,9 +46,28 @@ class WallsContract(BackendBase):
 
         self.run(body)
 
+    def test_it_names_the_networks_it_can_give(self) -> None:
+        async def body(backend: Backend) -> None:
+            assert "none" in self._ability(backend, "network").modes
+
+        self.run(body)
+
+    def test_logs_and_usage_can_be_had(self) -> None:
+        async def body(backend: Backend) -> None:
+            handle = await self.start(backend)
+            assert await self._ability(backend, "logs").logs(handle)
+            usage = await self._ability(backend, "meter").usage(handle)
+            assert usage.memory_bytes
+            assert usage.processes
+
+        self.run(body)
+
+
+class WallsInShellContract(BackendBase):
+    """With Python inside, to try the walls."""
+
     def test_a_neighbour_sees_nothing_and_reaches_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async def body(backend: Backend) -> None:
-            self.needs_shell()
             one, two = await asyncio.gather(self.start(backend), self.start(backend))
             owner = await self.exec(backend).exec(one, ["python3", "-I", "-c", OWNER, "cu-fleet-contract-54321"])
             async for _ in owner.output():
@@ -71,20 +90,4 @@ class WallsContract(BackendBase):
             await owner.kill()
 
         monkeypatch.setenv("CU_FLEET_CANARY", "the controller's own environment")
-        self.run(body)
-
-    def test_it_names_the_networks_it_can_give(self) -> None:
-        async def body(backend: Backend) -> None:
-            assert "none" in self._ability(backend, "network").modes
-
-        self.run(body)
-
-    def test_logs_and_usage_can_be_had(self) -> None:
-        async def body(backend: Backend) -> None:
-            handle = await self.start(backend)
-            assert await self._ability(backend, "logs").logs(handle)
-            usage = await self._ability(backend, "meter").usage(handle)
-            assert usage.memory_bytes
-            assert usage.processes
-
         self.run(body)

@@ -5,12 +5,10 @@ from pathlib import Path
 from cu_fleet.backends.base import Backend, Place
 from cu_fleet.backends.memory import MemoryBackend, MemoryWorld
 from cu_fleet.model.profile import Profile
-from cu_fleet.testing.backend_contract import BackendContract
+from cu_fleet.testing.backend_contract import PlainBackendContract
 
 
-class TestMemoryContract(BackendContract):
-    shell = False
-
+class TestMemoryContract(PlainBackendContract):
     def new_place(self, folder: Path) -> Place:
         self.world = MemoryWorld()
         return super().new_place(folder)

@@ -4,13 +4,12 @@ import asyncio
 import contextlib
 import os
 import stat
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from cu_fleet.backends.slot import MAX_LISTED, Slot
+from cu_fleet.backends.slot import Slot
 from cu_fleet.model.errors import ConflictError, FleetError, InvalidError, NotFoundError
 from tests.support import run
 
@@ -183,49 +182,57 @@ def test_odd_names_are_shown_and_do_no_harm(slot: Slot) -> None:
     assert list(slot.root.iterdir()) == []
 
 
-def test_a_listing_is_bounded_and_says_so(slot: Slot) -> None:
-    for i in range(MAX_LISTED + 1):
-        os.close(os.open(slot.root / str(i), os.O_CREAT | os.O_WRONLY))
+def test_a_listing_is_bounded_and_says_so(slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cu_fleet.backends.slot.MAX_LISTED", 100)
+    for i in range(101):
+        (slot.root / str(i)).touch()
     with pytest.raises(InvalidError, match="more than"):
         run(slot.listing())
     run(slot.remove(""))
     assert list(slot.root.iterdir()) == []
 
 
-def test_a_folder_swapped_for_a_link_at_any_moment_leads_nowhere(slot: Slot) -> None:
+@pytest.mark.parametrize("moment", ["before it is opened", "after it was opened"])
+def test_a_folder_swapped_for_a_link_at_the_last_moment_leads_nowhere(
+    slot: Slot, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
     precious = slot.root.parent.parent / "precious"
-    (slot.root / "a").mkdir()
-    stop = threading.Event()
+    real = os.open
 
     def swap() -> None:
-        while not stop.is_set():
-            with contextlib.suppress(OSError):
-                (slot.root / "a").rename(slot.root / "b")
-                (slot.root / "a").symlink_to(precious)
-            with contextlib.suppress(OSError):
-                (slot.root / "a").unlink()
-                (slot.root / "b").rename(slot.root / "a")
+        if not (slot.root / "a").is_symlink():
+            (slot.root / "a").rename(slot.root / "b")
+            (slot.root / "a").symlink_to(precious)
 
-    async def body() -> tuple[int, int]:
-        went, refused = 0, 0
-        for i in range(200):
-            try:
-                await slot.put(f"a/n{i}", some(b"x"))
-                went += 1
-                await slot.remove(f"a/n{i}")
-                with contextlib.suppress(NotFoundError):
-                    assert await read(slot, "a/file") != b"secret"
-            except FleetError:
-                refused += 1
-        return went, refused
+    def opening(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if path == "a" and moment == "before it is opened":
+            swap()
+        fd = real(path, flags, mode, dir_fd=dir_fd)
+        if path == "a" and moment == "after it was opened":
+            swap()
+        return fd
 
-    thread = threading.Thread(target=swap)
-    thread.start()
-    try:
-        went, refused = run(body())
-    finally:
-        stop.set()
-        thread.join()
-    assert went
-    assert refused, "the race was never met"
+    def reset() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            (slot.root / "a").unlink()
+            (slot.root / "b").rename(slot.root / "a")
+
+    (slot.root / "a").mkdir()
+    monkeypatch.setattr(os, "open", opening)
+
+    async def body() -> None:
+        for call in (
+            lambda: slot.put("a/new", some(b"x")),
+            lambda: read(slot, "a/file"),
+            lambda: slot.listing("a"),
+            lambda: slot.remove("a/file"),
+        ):
+            with contextlib.suppress(FleetError):
+                answer = await call()
+                assert answer != b"secret"
+                assert not answer or "file" not in str(answer)
+            reset()
+
+    run(body())
     assert {path.name: path.read_text() for path in precious.iterdir()} == {"file": "secret"}
+    assert [path.name for path in (slot.root / "a").iterdir()] == (["new"] if moment == "after it was opened" else [])

@@ -82,7 +82,7 @@ class XServer:
         self.env = {
             "DISPLAY": self.display,
             "PATH": "/usr/bin:/bin",
-            "HOME": "/tmp",  # noqa: S108 - nothing is kept there
+            "HOME": "/tmp",
             "LANG": "C.UTF-8",
         }
         self.started: list[subprocess.Popen[bytes]] = []

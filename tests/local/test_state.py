@@ -474,7 +474,7 @@ def test_killed_at_any_line_a_snapshot_is_whole_or_not_there(room: Room) -> None
 
 def test_the_deepest_hostile_tree_is_removed(room: Room) -> None:
     fd = os.open(room.home, os.O_RDONLY)
-    for _ in range(3000):
+    for _ in range(1200):
         os.mkdir("d", dir_fd=fd)
         inner = os.open("d", os.O_RDONLY, dir_fd=fd)
         os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=inner))
