@@ -75,8 +75,15 @@ class Actor:
             )
         self._screen = screen
         self._hands = Hands(screen, self.check, paste_text=lambda text: self._paste(self.desktop, text))
+        self._hands.paste_keys = "shift+insert"  # terminals know it too, with the text in both selections
+        await self._hands.release_all()  # a button that an earlier connection of ours left down
         screen.lost.add_done_callback(lambda _: self._lost(screen))
         return screen
+
+    async def park_pointer(self) -> None:
+        """Put a fresh desktop's pointer where we know it, so that no server paints it into pictures."""
+        if self._hands:
+            await self._hands.claim_pointer()
 
     async def do(self, action: Action) -> None:
         """Send one action; the caller has the turn. Stops in the middle when the fence closes."""
@@ -99,7 +106,7 @@ class Actor:
     async def let_go(self, timeout: float = 5.0) -> None:
         """Lift every key and button that is down, and return when the server has taken it in."""
         if self._hands is None or self._screen is None or self._screen.lost.done():
-            return  # a server that lost its client lifts that client's keys itself
+            return  # whoever connects next lifts what is left down
         try:
             async with asyncio.timeout(timeout):
                 await self._hands.release_all()

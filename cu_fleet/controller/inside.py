@@ -140,7 +140,7 @@ class Inside:
     async def paste_into(self, desktop_id: str, text: str) -> None:
         """How typed text that keys cannot carry reaches the desktop: its clipboard."""
         desktop = await self.core.read(lambda tx: self.core.get_desktop(tx, desktop_id))
-        await self._ask(desktop, "clipboard_set", text=text)
+        await self._ask(desktop, "clipboard_set", text=text, selections=["clipboard", "primary"])
 
     async def forget(self, desktop_id: str) -> None:
         _, helper = self._helpers.pop(desktop_id, ("", None))

@@ -111,12 +111,11 @@ class Keeper:
         await self._prove(desktop.id)
         self.failures[desktop.profile] = 0
         self.core.resting.discard(desktop.profile)
-        ready = await self._move(
+        await self._move(
             desktop, Event.PROVED, "desktop.ready", ready_at=self.core.now(), parked_in=None, note="", failures=0
         )
         if desktop.parked_in:
             await self._forget_snapshot(backend, desktop.parked_in)
-        self.actors.of(ready.id).open()
 
     def _spec(self, desktop: Desktop, snapshot: str | None) -> Spec:
         return Spec(
@@ -144,6 +143,8 @@ class Keeper:
         await actor.disconnect()
         async with asyncio.timeout(self.core.settings.start_timeout):
             screen = await actor.connect(desktop, await backend.endpoint(desktop.handle))
+            actor.open()  # nothing is under way any more, and whoever comes next is checked against what is written
+            await actor.park_pointer()
             await screen.frame()
 
     # cleaning
@@ -174,7 +175,6 @@ class Keeper:
             if lease is None and backend.abilities.files:
                 await self._bounded(backend.abilities.files.remove(desktop.handle, ""), _STOP_TIMEOUT, "empty the slot")
             await self._cleaned(desktop, lease is not None)
-        actor.open()
 
     async def _put_back(self, backend: Backend, desktop: Desktop) -> None:
         spec = self._spec(desktop, desktop.target)
