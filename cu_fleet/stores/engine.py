@@ -84,8 +84,11 @@ class SqlStore(ABC):
         """Finish what was begun, and let go of the database. Again is harmless."""
         if not self._closed:
             self._closed = True
-            await self._settled(self._executor.submit(self.disconnect))
-            self._executor.shutdown(wait=False)
+            try:
+                await self._settled(self._executor.submit(self.disconnect))
+            finally:
+                self._executor.submit(self.disconnect)  # if we were cancelled before the first one began
+                self._executor.shutdown(wait=False)
 
     def run(self, work: Callable[[Tx], T]) -> T:
         """One transaction, on the thread."""

@@ -85,6 +85,28 @@ class StoreContract(RecordContract, ChainContract):
 
         self.run(body)
 
+    def test_closing_waits_for_what_was_begun_and_closes_even_if_cancelled(self) -> None:
+        began, go_on = threading.Event(), threading.Event()
+
+        def slow(tx: Tx) -> None:
+            began.set()
+            assert go_on.wait(DEADLINE)
+            tx.put(desktop(1))
+
+        async def body(store: Store) -> None:
+            running = asyncio.create_task(store.transact(slow), name="running")
+            await asyncio.to_thread(began.wait)
+            closing = asyncio.create_task(store.close(), name="closing")
+            await asyncio.sleep(0)
+            closing.cancel()
+            await asyncio.wait({closing})
+            with pytest.raises(UnavailableError, match="closed"):
+                await store.transact(put(desktop(2)))
+            go_on.set()
+            await running
+
+        self.run(body)
+
     def test_misuse_is_refused_in_words(self) -> None:
         async def later(tx: Tx) -> None:
             tx.put(desktop(2))
