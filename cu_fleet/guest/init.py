@@ -2,8 +2,8 @@
 
 A shell has started Xvnc and then became this very process, so Xvnc boots while Python does, and is our child. We
 wait for the X server, start the D-Bus session and the window manager, give the root window a colour, and say `ready`
-on a pipe. Then we serve: each connection to `exec.sock` is one command. The desktop ends when Xvnc or we end, since
-bubblewrap's own init above us takes all other processes along.
+on a pipe. Then we serve: each connection to `exec.sock` is one command. The desktop ends when Xvnc or we end: then
+bubblewrap leaves, and takes the whole process namespace along.
 
 A request is a length (4 bytes) and fields ended by NUL, with three descriptors (stdin, stdout, stderr) beside its
 first byte; the answers are lines: `pid N`, then `exit N`. Closing the connection, or a `k`, kills the command with
@@ -178,9 +178,12 @@ class Command:
             os.waitpid(self.pid, 0)
         if self.pidfd >= 0:
             os.close(self.pidfd)
-        for fd in self.fds:
-            os.close(fd)
+        self.close_fds()
         self.link.close()
+
+    def close_fds(self) -> None:
+        while self.fds:
+            os.close(self.fds.pop())
 
 
 class Init:
@@ -328,21 +331,17 @@ class Init:
             self.drop(command)
             return
         (_, cwd), env, argv = request
-        fds = tuple(command.fds[:3])
+        if len(command.fds) < 3:
+            raise ValueError("three descriptors must come with a request")
+        wanted = self.env | dict(word.split("=", 1) for word in env)
         try:
-            if len(fds) < 3:
-                raise ValueError("three descriptors must come with a request")
-            wanted = self.env | dict(word.split("=", 1) for word in env)
-            command.pid = spawn(argv, wanted, fds, cwd or self.env["HOME"])
+            command.pid = spawn(argv, wanted, tuple(command.fds[:3]), cwd or self.env["HOME"])
         except OSError as e:
-            os.write(fds[2], f"cu-fleet: {e.filename or argv[0]}: {e.strerror}\n".encode())
+            os.write(command.fds[2], f"cu-fleet: {e.filename or argv[0]}: {e.strerror}\n".encode())
             command.say(f"exit {_TROUBLE[not isinstance(e, FileNotFoundError)]}")
             self.drop(command)
             return
-        finally:
-            for fd in command.fds:
-                os.close(fd)
-            command.fds = []
+        command.close_fds()
         command.pidfd = os.pidfd_open(command.pid)
         self.commands[command.pidfd] = command
         self.poll.register(command.pidfd, select.POLLIN)
@@ -356,7 +355,8 @@ class Init:
 
     def drop(self, command: Command) -> None:
         for fd in (command.link.fileno(), command.pidfd):
-            if self.commands.pop(fd, None):
+            if self.commands.get(fd) is command:
+                del self.commands[fd]
                 self.poll.unregister(fd)
         command.close()
 

@@ -43,10 +43,12 @@ class Cgroups:
         """Groups with these limits, as far as they can be had."""
         lacking: dict[str, str] = {}
         joins: dict[Path, None] = {}
-        with _noting(lacking, "all"):
-            base = self._v2_base()
+        base = None
+        if self.v2 is not None and not {*KINDS, "freezer"} <= self.v1.keys():
+            with _noting(lacking, "all"):
+                base = self._v2_base(self.v2, desktop, record)
         for kind in (*KINDS, "freezer"):
-            folder = self._folder(kind, desktop, base if "all" not in lacking else None)
+            folder = self._folder(kind, desktop, base)
             if folder is None:
                 lacking[kind] = lacking.get("all") or f"this machine has no cgroup controller {kind}"
                 continue
@@ -78,15 +80,13 @@ class Cgroups:
             return None
         return base / desktop
 
-    def _v2_base(self) -> Path | None:
+    def _v2_base(self, top: Path, desktop: str, record: Path) -> Path:
         """The folder whose children are our desktops, made ready to give them limits."""
-        if self.v2 is None:
-            return None
-        top = self.v2
         if not self._root and self._own is not None:
-            top = self.v2 / self._own.lstrip("/")
+            top = top / self._own.lstrip("/")
             top = top.parent if top.name == _LEAF else top
         base = top / self._name
+        _remember(record, base / desktop)
         base.mkdir(exist_ok=True)
         wanted = [kind for kind in KINDS if kind in _words(top / "cgroup.controllers")]
         if set(wanted) - set(_words(top / "cgroup.subtree_control")):
@@ -121,7 +121,7 @@ class Cgroups:
             try:
                 folder.rmdir()
             except FileNotFoundError:
-                continue
+                pass
             except OSError:
                 gone = False
                 continue

@@ -11,7 +11,6 @@ from cu_fleet.backends.local.cgroups import KINDS, Cgroups
 from cu_fleet.model.errors import FleetError
 from cu_fleet.model.profile import Profile
 
-_TUN = Path("/dev/net/tun")
 _NOBODY = 65534
 _APPARMOR = """abi <abi/4.0>,
 include <tunables/global>
@@ -136,15 +135,6 @@ def _profile(profile: Profile) -> Check:
     return Check(f"profile {profile.name}", True, "this machine has what it asks for")
 
 
-def tun_problem() -> str:
-    """Desktops' uids have no privilege, and must be able to open it as anybody can."""
-    if not _TUN.exists():
-        return f"there is no {_TUN}"
-    if _TUN.stat().st_mode & 0o006 != 0o006:
-        return f"not everybody can open {_TUN}, as would be usual"
-    return ""
-
-
 def _network(*, needed: bool) -> Check:
     if demands.which("slirp4netns") is None:
         return Check(
@@ -154,12 +144,8 @@ def _network(*, needed: bool) -> Check:
             needed,
             _install("slirp4netns"),
         )
-    if problem := tun_problem():
-        fix = (
-            (("modprobe", "tun"), ("chmod", "0666", str(_TUN)))
-            if not _TUN.exists()
-            else (("chmod", "0666", str(_TUN)),)
-        )
+    if problem := demands.tun_problem():
+        fix = (("modprobe", "tun"), ("chmod", "0666", str(demands.TUN)))
         return Check("network", False, f"{problem}, so no desktop can have a network", needed, fix)
     return Check("network", True, "desktops whose profile says `network: full` get one of their own")
 

@@ -1,6 +1,7 @@
 """What a profile asks of this machine, refused in words before anything is made."""
 
 import ctypes
+import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -26,6 +27,7 @@ PACKAGES = {  # what must be on this machine, and where Debian and Ubuntu have i
 }
 NETWORKED = {"slirp4netns": "slirp4netns"}
 PYTHON = Path("/usr/bin/python3")
+TUN = Path("/dev/net/tun")
 _LC_ALL = 0x1FBF  # the mask of all categories in glibc
 _ZONES = Path("/usr/share/zoneinfo")
 _LAYOUTS = Path("/usr/share/X11/xkb/symbols")
@@ -76,7 +78,10 @@ def refuse(profile: Profile) -> None:
             code="missing_program",
             missing=list(lacking),
         )
-    for problem, remedy in (locale_problem(profile), timezone_problem(profile), keyboard_problem(profile)):
+    problems = [locale_problem(profile), timezone_problem(profile), keyboard_problem(profile)]
+    if profile.network == "full":
+        problems.append((tun_problem(), f"as root: modprobe tun && chmod 0666 {TUN}"))
+    for problem, remedy in problems:
         if problem:
             raise UnavailableError(f'profile "{profile.name}": {problem}', remedy=remedy, code="profile_unmet")
     for name, value in profile.env.items():
@@ -105,6 +110,15 @@ def timezone_problem(profile: Profile) -> tuple[str, str]:
     if profile.timezone == "UTC" or (_ZONES / profile.timezone).is_file():
         return "", ""
     return f"there is no time zone {profile.timezone} here", "see /usr/share/zoneinfo, of the package tzdata"
+
+
+def tun_problem() -> str:
+    """Root can show its desktops a device of their own; for others it must be open to all, as it usually is."""
+    if not TUN.exists():
+        return f"there is no {TUN}"
+    if os.geteuid() != 0 and not os.access(TUN, os.R_OK | os.W_OK):
+        return f"{TUN} is closed to ordinary users"
+    return ""
 
 
 def keyboard(profile: Profile) -> tuple[str, str]:

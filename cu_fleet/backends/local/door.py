@@ -82,8 +82,12 @@ async def _send(sock: socket.socket, body: bytes, fds: Sequence[int]) -> None:
     """Descriptors travel with the first bytes; they fit, as nothing was sent before."""
     data = len(body).to_bytes(4, "big") + body
     beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sent = sock.sendmsg([data], beside)
-    await asyncio.get_running_loop().sock_sendall(sock, data[sent:])
+    try:
+        sent = sock.sendmsg([data], beside)
+        if sent < len(data):
+            await asyncio.get_running_loop().sock_sendall(sock, data[sent:])
+    except OSError as e:
+        raise UnavailableError(f"the exec door was shut in our face: {e.strerror}", code="no_answer") from None
 
 
 async def run(desk: Desk, uid: int, argv: Sequence[str], env: Mapping[str, str] | None, cwd: str | None) -> "Command":
@@ -96,6 +100,8 @@ async def run(desk: Desk, uid: int, argv: Sequence[str], env: Mapping[str, str] 
     sock = connect(desk, "exec.sock", uid)
     (stdin, to), (out, stdout), (err, stderr) = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
     try:
+        for fd in (stdin, stdout, stderr):
+            os.fchown(fd, uid, uid if os.geteuid() == 0 else -1)  # programs open /dev/stderr anew
         async with asyncio.timeout(_SECONDS):
             await _send(sock, body, [stdin, stdout, stderr])
             return Command(desk.id, sock, await _line(sock), to, {1: out, 2: err})

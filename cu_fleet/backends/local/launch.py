@@ -36,6 +36,8 @@ _LAUNCH = """( cd /; umask 022; ulimit -c 0; { echo 200 >/proc/self/oom_score_ad
 while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs" || exit 71; shift; done; shift; exec "$@" ) &"""
 _WAIT = 'read go <&7 && exec "$@"'  # when whoever would say so is gone, it goes too
 _SHOW = f'mount --bind "$1" /mnt && shift && {_WAIT}'
+_TUN = """mount -t tmpfs tmpfs /mnt && mknod -m 666 /mnt/tun c 10 200 && mount --bind /mnt/tun /dev/net/tun &&
+exec "$@" """  # the machine's own may be closed to all but root
 _SIGNALS = range(1, 32)  # Python ignores SIGPIPE; what it starts must not
 
 
@@ -189,7 +191,7 @@ class Launch:
             async with asyncio.timeout(1):  # those who end say why, and then end
                 await self.pipes.until(lambda: self.pipes.ended("errors"))
         said = self.pipes.said.get("errors", b"").decode("utf-8", "replace").strip()
-        tail = "\n".join(filter(None, (said, read_log(self.desk).strip())))[-2000:]
+        tail = "\n".join(filter(None, (said[-1500:], read_log(self.desk, 1500).strip())))
         return UnavailableError(
             f"desktop {self.desk.id} did not start: {why}" + (f"; it said: {tail}" if tail else ""),
             remedy="see what is missing: cu-fleet doctor",
@@ -207,8 +209,10 @@ class Launch:
         slirp += ["--ready-fd=3", "--exit-fd=4", "--netns-type=path", "--userns-path=/proc/self/fd/7"]
         slirp += ["/proc/self/fd/6", "tap0"]
         marked = ["/bin/bash", "-c", 'exec -a "$0" "$@"', self.desk.marker, *slirp]
+        show = ["unshare", "--mount", "--propagation", "slave", "/bin/sh", "-c", _TUN, self.desk.marker]
         await self._spawn(
-            ["--", *self._dropped(marked)], {2: errors, 3: said, 4: self._tether, 5: self._sync, 6: net, 7: user}
+            ["--", *(show if self.uid is not None else []), *self._dropped(marked)],
+            {2: errors, 3: said, 4: self._tether, 5: self._sync, 6: net, 7: user},
         )
         for fd in (said, errors):
             self.let_go(fd)

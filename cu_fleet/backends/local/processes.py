@@ -3,7 +3,7 @@
 The processes that hold a desktop from outside, and the first one inside, bear its marker as an argument. The inside
 can imitate that, but not from where it is: a process counts only if it lies in our own process namespace, or is the
 first of one directly below. It can also rewrite the first one's arguments: so that is found as the child of one
-outside, too. All else inside descends from that first process, and dies with it.
+outside, too. All else inside descends from that first process, and dies with it, as that does with its parent.
 """
 
 import contextlib

@@ -105,6 +105,7 @@ def arguments(folder: Path, etc: Path, profile: Profile, label: str) -> list[str
     """bubblewrap's own arguments; `folder` is where it finds the desktop's files."""
     args = ["--unshare-user", "--uid", str(UID), "--gid", str(UID), "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
     args += ["--unshare-net", "--unshare-cgroup-try", "--new-session", "--hostname", hostname(label)]
+    args += ["--die-with-parent"]  # of its first process with bubblewrap outside, which itself is nobody's child by now
     for path in (Path(name) for name in (*_ROOTS, *_MERGED)):
         if path.is_symlink():
             args += ["--symlink", str(path.readlink()), str(path)]
