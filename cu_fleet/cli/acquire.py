@@ -20,34 +20,35 @@ SHORT = 1.0  # a desktop that is made within this time is not worth a word
 EARLY = 0.5  # how much earlier the controller's clock may say that the time is up
 LATE = 10.0  # how much later than the controller we give up ourselves
 GRACE = 10.0  # how long withdrawing may take
-AWAY = 60.0  # how long a controller that does not answer is asked again
+AWAY = 30.0  # how long a controller that does not answer is asked again
 
 
 async def acquire(wire: connect.Wire, body: dict[str, object], wait: float | None) -> dict[str, Any]:
     """The granted lease, or the refusal in words."""
     line = output.Live()
     body = {"request_id": new_id("rq"), **body}
-    view = await _put_down(wire, body)
-    try:
-        view = await _granted(wire, view, wait, line)
-    except BaseException as error:  # also when cancelled: the request must not outlive the wish
-        if not isinstance(error, LeaseOverError):
-            await withdraw(wire, view["lease"])
-        raise
-    finally:
-        line.clear()
-    return view
+    async with connect.not_starting() as watching:
+        view = await _put_down(wire, watching, body)
+        try:
+            return await _granted(watching, view, wait, line)
+        except BaseException as error:  # also when cancelled: the request must not outlive the wish
+            line.clear()
+            if not isinstance(error, LeaseOverError):
+                await withdraw(watching, view["lease"])
+            raise
+        finally:
+            line.clear()
 
 
-async def _put_down(wire: connect.Wire, body: dict[str, object]) -> dict[str, Any]:
+async def _put_down(wire: connect.Wire, watching: connect.Wire, body: dict[str, object]) -> dict[str, Any]:
     """POST the request; given up meanwhile, asking again with its request id tells which lease to withdraw."""
     try:
         return dict(await connect.ask(wire, "POST", "/v1/leases", body, hold=0))
     except asyncio.CancelledError:
         with contextlib.suppress(FleetError, TimeoutError):
             async with asyncio.timeout(GRACE):
-                again = await connect.ask(wire, "POST", "/v1/leases", {**body, "wait": GRACE}, hold=0)
-                await withdraw(wire, again["lease"])
+                again = await connect.ask(watching, "POST", "/v1/leases", {**body, "wait": GRACE}, hold=0)
+                await withdraw(watching, again["lease"])
         raise
 
 

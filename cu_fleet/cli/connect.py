@@ -8,6 +8,7 @@ is undone (a waiting request is withdrawn) before the process leaves.
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
@@ -56,6 +57,16 @@ async def _visit(work: Callable[[Wire], Awaitable[T]], start: bool) -> T:
         if ended.is_set():
             raise typer.Exit(TERMINATED) from None
         raise
+    finally:
+        await wire.close()
+
+
+@asynccontextmanager
+async def not_starting() -> AsyncIterator[Wire]:
+    """A second wire that starts no controller: whoever stopped it meanwhile meant it."""
+    wire = _wire(False)
+    try:
+        yield wire
     finally:
         await wire.close()
 

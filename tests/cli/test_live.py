@@ -7,10 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from cu_fleet.cli import connect
+from cu_fleet.cli.acquire import acquire as ask_and_wait
+from cu_fleet.model.errors import FleetError
 from tests.cli.support import TOP, Ended, cli, finished, start
 from tests.support import run, until
 
@@ -192,6 +196,7 @@ def test_desktops_and_snapshots() -> None:
     saved = done("snapshot", "save", desktop, "--note", "mine", "--json").json
     assert saved["id"] in done("snapshot", "list").out
     assert done("snapshot", "restore", saved["id"], "--json").json["desktop"]["desktop"] == desktop
+    assert done("lease", "show", lease, "--json").json["state"] == "active", done("audit", "show").out
     done("snapshot", "delete", saved["id"])
     assert done("snapshot", "list").out.startswith("There are no snapshots")
     assert cli("desktop", "remove", desktop).code == 3
@@ -259,16 +264,22 @@ def test_a_second_controller_on_the_same_home_is_refused(live: Controller) -> No
     assert ended.json["error"] == "already_running"
 
 
-def test_down_ends_everything_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_down_ends_everything_and_nobody_who_waits_undoes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     controller = Controller(tmp_path / "another")
     controller.start()
     try:
         ready = controller.ready()
         assert ready["home"] == str(controller.home)
         monkeypatch.setenv("CU_FLEET_HOME", str(controller.home))
-        acquire("a")
-        ended = done("down", "--json").json
-        assert (ended["stopped"], ended["leases"]) == (True, 1)
+        monkeypatch.setattr("cu_fleet.cli.acquire.AWAY", 0.0)
+        acquire("a", "--desktop", "finance")
+        body: dict[str, object] = {"agent": "b", "profile": "mem", "desktop": "finance", "wait": None}
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(lambda: connect.run(lambda wire: ask_and_wait(wire, body, None)))
+            run(until(lambda: asyncio.to_thread(in_line)))
+            ended = done("down", "--json").json
+            assert isinstance(waiting.exception(timeout=20), FleetError)
+        assert (ended["stopped"], ended["leases"]) == (True, 2)
         assert controller.process.wait(timeout=10) == 0
         assert cli("status").code == 1
     finally:
