@@ -4,14 +4,14 @@ import base64
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
-from pydantic import Field, PlainValidator
+from pydantic import BaseModel, Field, PlainValidator, ValidationError
 from pydantic_core import to_json
 
 from cu_fleet.api.auth import At
 from cu_fleet.api.problems import raises
 from cu_fleet.api.words import Answers, LeaseId, Ok, example
 from cu_fleet.model.action import Action, parse_actions
-from cu_fleet.model.errors import UnsupportedError
+from cu_fleet.model.errors import BrokenError, UnsupportedError
 from cu_fleet.model.record import Value
 from cu_fleet.model.request import Acted, Done, Shot, Shown
 
@@ -52,7 +52,9 @@ class Answer(Value):
     screenshot: Picture | None
 
 
-class Window(Value):
+class Window(BaseModel):
+    """As the desktop's own helper tells it."""
+
     id: int
     title: str
     class_: str = Field(alias="class")
@@ -160,7 +162,11 @@ def _headers(shown: Shown) -> dict[str, str]:
 @router.get("/windows", summary="List windows", responses=RAISES)
 async def windows(lease: LeaseId, at: At) -> Windows:
     """Every window of the desktop, with its title, class and place."""
-    return Windows.model_validate({"windows": await at.fleet.windows(at.who, lease)})
+    told = await at.fleet.windows(at.who, lease)
+    try:
+        return Windows.model_validate({"windows": told})
+    except ValidationError:
+        raise BrokenError(f"the desktop of lease {lease} tells of its windows what nobody understands") from None
 
 
 @router.post("/focus", summary="Focus a window", responses=raises(404, 409, 410, 423, 501))

@@ -28,22 +28,42 @@ if TYPE_CHECKING:
 
 GRACE = 3
 MAX_HEAD = 64 << 10  # bytes of request line and headers that do not come in one piece
-MAX_CONNECTIONS = 1000  # of each door
+MAX_CONNECTIONS = 1000  # over TCP; the socket's owner is never locked out
+HEAD_WITHIN = 30.0  # seconds for a request's line and headers to come
 _PEER = struct.Struct("3i")  # pid, uid, gid
 
 
-class TcpProtocol(HttpToolsProtocol):
-    """uvicorn's, with a bound on headers that never end."""
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's, with bounds on headers that never end or never come."""
 
     _head = 0
     _in_head = False
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._expect_head()
+
+    def _expect_head(self) -> None:
+        self._head_came()
+        self._late = self.loop.call_later(HEAD_WITHIN, self.transport.close)
+
+    def _head_came(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_came()
+        super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head, self._in_head = 0, True
+        self._expect_head()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._head_came()
         super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
@@ -54,7 +74,16 @@ class TcpProtocol(HttpToolsProtocol):
                 self.send_400_response("The headers are too long.")
 
 
-class SocketProtocol(TcpProtocol):
+class TcpProtocol(_Protocol):
+    """On TCP: bounded in number, so that whoever opens many cannot lock out the socket's owner."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.abort()
+
+
+class SocketProtocol(_Protocol):
     """On the unix socket: marks each request with the user at the other end."""
 
     _owner = ""
@@ -95,7 +124,6 @@ class _Door(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=75,
-                limit_concurrency=MAX_CONNECTIONS,
             )
         )
         self._closing = closing

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import stat
+import subprocess
 import time
 from pathlib import Path
 
@@ -47,6 +48,55 @@ def test_a_home_with_a_long_path_has_its_socket_too(tmp_path: Path) -> None:
             finally:
                 os.close(descriptor)
         assert not (folder / "controller.sock").exists()
+
+    run(body())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_somebody_else_is_not_heard_on_the_socket_even_if_they_can_reach_it(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with running(tmp_path) as fleet, served(fleet):
+            for path, mode in ((tmp_path, 0o711), (tmp_path / "controller.sock", 0o666)):
+                os.chmod(path, mode)  # noqa: PTH101 - one call on a local file blocks nobody
+            folder = os.open(tmp_path, os.O_PATH)
+            script = f"""import socket
+s = socket.socket(socket.AF_UNIX)
+s.connect("/proc/self/fd/{folder}/controller.sock")
+try:
+    s.sendall(b"GET /healthz HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
+    print(s.recv(100))
+except ConnectionError:
+    print(b"")
+"""
+            said = {}
+            for user in (0, 65534):
+                process = await asyncio.create_subprocess_exec(
+                    "/usr/bin/env", "python3", "-c", script, user=user, pass_fds=[folder], stdout=subprocess.PIPE
+                )
+                said[user], _ = await process.communicate()
+            os.close(folder)
+            assert said[0].startswith(b"b'HTTP/1.1 200")
+            assert said[65534] == b"b''\n"
+
+    run(body())
+
+
+def test_connections_that_say_nothing_are_ended_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        monkeypatch.setattr("cu_fleet.api.serve.HEAD_WITHIN", 0.3)
+        monkeypatch.setattr("cu_fleet.api.serve.MAX_CONNECTIONS", 3)
+        async with running(tmp_path) as fleet, served(fleet) as door, door.socket_client() as http:
+            host, port = door.url.removeprefix("http://").split(":")
+            streams = [await asyncio.open_connection(host, int(port)) for _ in range(4)]
+            streams[0][1].write(b"GET /healthz HT")
+            assert await streams[3][0].read() == b"" if not streams[3][0].exception() else True
+            assert (await http.get("/healthz")).status_code == 200
+            for reader, writer in streams[:3]:
+                assert await reader.read() == b""
+                writer.close()
+            streams[3][1].close()
+            async with door.tcp_client() as tcp:
+                assert (await tcp.get("/healthz")).status_code == 200
 
     run(body())
 
