@@ -190,7 +190,7 @@ class _Viewer:
     format: _Format = field(default_factory=_Format)
     encodings: frozenset[int] = frozenset()
     damage: Area | None = None
-    asked: Area | None = None  # an incremental request that is not answered yet
+    asked: Area | None = None  # requests that are not answered yet
     continuous: Area | None = None
     keys: set[int] = field(default_factory=set)  # that this client holds down
     at: tuple[int, int, int] = (0, 0, 0)  # its pointer: x, y, buttons
@@ -280,7 +280,7 @@ class _Viewer:
 
     def _request(self, data: bytes) -> None:
         incremental, x, y, width, height = struct.unpack(">BHHHH", data)
-        self.asked = (x, y, width, height)
+        self.asked = _union(self.asked, (x, y, width, height))
         if not incremental:
             self.damage = _union(self.damage, (x, y, width, height))
 
@@ -334,7 +334,8 @@ class _Viewer:
         area = _common(_common(self.damage, wanted) or (0, 0, 0, 0), (0, 0, self.screen.width, self.screen.height))
         if area is None:
             return
-        self.damage = self.asked = None
+        self.damage = None if _union(wanted, self.damage) == wanted else self.damage
+        self.asked = None
         self.writer.write(self._update(area))
 
     def _update(self, area: Area) -> bytes:
