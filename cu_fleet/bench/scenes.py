@@ -1,0 +1,262 @@
+"""The scenes of the `local` backend: leases one by one, many desktops at once, and one agent at work.
+
+A scene is told which rounds to make, and yields its figures. The clock is the client's own: it runs from the call to
+the answer in hand, over TCP.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from cu_fleet.bench import bare, machine
+from cu_fleet.bench.figures import Figure, Series, megabytes, milliseconds
+from cu_fleet.bench.house import PROFILE, House, house
+from cu_fleet.client import Desktop
+from cu_fleet.client_http import v1
+from cu_fleet.model.audit import Entry
+from cu_fleet.model.errors import BrokenError
+from cu_fleet.model.view import LeaseView
+
+WIDTH, HEIGHT = 1280, 800
+_AGENT = "bench"
+_PAGE = ["-e", "sh", "-c", "ls -l /usr/bin; exec sleep infinity"]  # a terminal full of text, to take pictures of
+_TERMINAL = {"command": ["xterm", "-fa", "DejaVu Sans Mono", "-fs", "11", "-geometry", "120x36"], "title": "Terminal"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    rounds: int
+    desktops: int
+    seconds: float  # how long idleness and load are watched
+
+    @property
+    def calls(self) -> int:
+        """Of what takes milliseconds, in each round."""
+        return 25
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a scene has: a folder of its own, the plan, and someone to tell how far it is."""
+
+    top: Path
+    plan: Plan
+    tell: Callable[[str], None]
+
+
+Scene = Callable[[Stage], AsyncGenerator[Figure, None]]
+
+
+# one lease at a time
+
+
+async def starting(stage: Stage) -> AsyncGenerator[Figure, None]:
+    """Cold starts and rollbacks, each beside a bare start."""
+    ours, theirs, back = list[float](), list[float](), list[float]()
+    async with house(stage.top, {}, most=2) as at:
+        for number in range(stage.plan.rounds + 1):
+            stage.tell(f"cold starts and rollbacks: {number} of {stage.plan.rounds}")
+            theirs.append(await bare.first_frame(stage.top, WIDTH, HEIGHT))
+            cold, lease = await _timed(_lease(at))
+            ours.append(cold)
+            back.append(await _rolled_back(at, lease.lease))
+            await at.fleet.remove_desktop(str(lease.lease.desktop))
+    cold_series = milliseconds(ours[1:], "a lease of a desktop that does not exist yet, until its first frame is seen")
+    bare_series = milliseconds(theirs[1:], "bwrap Xvnc until its first frame")
+    yield Figure("cold-start", cold_series, bare_series, most=2.5)
+    rolled = milliseconds(back[1:], "from a lease's release until its desktop is proved clean and ready")
+    cold_start = Series(cold_series.unit, cold_series.values, "cold-start")
+    yield Figure("rollback", rolled, cold_start, most=1.0)
+
+
+async def granting(stage: Stage) -> AsyncGenerator[Figure, None]:
+    """Leases of a desktop that stands ready; the next is being made ready meanwhile, as it is in use."""
+    grants = list[float]()
+    async with house(stage.top, {"warm": 1}, most=3) as at:
+        for number in range(stage.plan.rounds + 1):
+            stage.tell(f"warm grants: {number} of {stage.plan.rounds}")
+            await at.settled()
+            seconds, desktop = await _timed(_lease(at))
+            grants.append(seconds)
+            await at.settled()
+            await at.fleet.release(desktop.id)
+            await at.settled()
+    yield Figure("warm-grant", milliseconds(grants[1:], "a lease of a desktop that stands ready"), most=10)
+
+
+async def _lease(at: House, agent: str = _AGENT) -> Desktop:
+    return await at.fleet.acquire(agent=agent, profile=PROFILE, wait=300)
+
+
+async def _timed(work: Awaitable[Desktop]) -> tuple[float, Desktop]:
+    began = time.perf_counter()
+    desktop = await work
+    return time.perf_counter() - began, desktop
+
+
+async def _rolled_back(at: House, lease: LeaseView) -> float:
+    """Release it; the seconds until the record says that its desktop is ready."""
+    last = int((await at.fleet.status())["audit"]["entries"])
+    began = time.perf_counter()
+    await at.fleet.release(lease.lease)
+    events = cast("AsyncGenerator[Entry, None]", at.fleet.events(after=last))
+    async with asyncio.timeout(60), aclosing(events):
+        async for entry in events:
+            if entry.desktop == lease.desktop and entry.what in ("desktop.failed", "desktop.died"):
+                raise BrokenError(f"desktop {lease.desktop} could not be rolled back: {dict(entry.facts)}")
+            if entry.desktop == lease.desktop and entry.what == "desktop.rolled_back":
+                break
+    return time.perf_counter() - began
+
+
+# many desktops
+
+
+async def standing(stage: Stage) -> AsyncGenerator[Figure, None]:
+    """All desktops at once: how long until they stand, what they cost while nothing happens, and then in use."""
+    count = stage.plan.desktops
+    async with house(stage.top, {"launch": {"terminal": _TERMINAL}}, most=count + 1) as at:
+        first = await _lease(at, "first")  # loads what is loaded once
+        stage.tell(f"{count} desktops at once")
+        began = time.perf_counter()
+        many = await asyncio.gather(*(_lease(at, f"{_AGENT}-{number}") for number in range(count)))
+        stand = Series("s", (time.perf_counter() - began,), f"{count} leases asked for at once, until all are granted")
+        await at.fleet.release(first.id)
+        await at.settled()
+        yield Figure("many-start", stand)
+        yield _memory_of_desktops(at, many, await _helpers_memory(at, many[0]))
+        stage.tell(f"{count} desktops at rest, for {stage.plan.seconds:g} s")
+        memory = machine.private_memory(at.pid)
+        yield Figure("many-memory", megabytes([memory], f"the controller's own private memory, with {count} desktops"))
+        idle = await _shares(at, asyncio.sleep(stage.plan.seconds))
+        yield Figure("many-idle", Series("%", idle[:1], "of one core: the controller while its desktops rest"))
+        stage.tell(f"{count} desktops in use, for {stage.plan.seconds:g} s")
+        async for figure in _in_use(at, many, stage.plan.seconds):
+            yield figure
+
+
+def _memory_of_desktops(at: House, many: list[Desktop], helper: int) -> Figure:
+    each = [machine.of_desktop(at.marker(str(desktop.lease.desktop))) for desktop in many[1:] or many]
+    programs = sorted({name for memory in each for name in memory})
+    by_program = {name: round(megabytes([memory.get(name, 0) for memory in each]).median, 2) for name in programs}
+    return Figure(
+        "memory",
+        megabytes(
+            [sum(memory.values()) for memory in each],
+            "private memory of an idle desktop with window manager and session bus",
+        ),
+        most=40,
+        facts={"by_program_mb": by_program, "helper_mb": round(helper / 1e6, 2)},
+    )
+
+
+async def _helpers_memory(at: House, desktop: Desktop) -> int:
+    """What the helper adds, which is started when it is first needed."""
+    marker = at.marker(str(desktop.lease.desktop))
+    before = sum(machine.of_desktop(marker).values())
+    await desktop.windows()
+    return sum(machine.of_desktop(marker).values()) - before
+
+
+async def _shares(at: House, work: Awaitable[object]) -> tuple[float, float]:
+    """What the controller and what the whole machine used meanwhile, each in per cent of one core."""
+    wall, own, all_ = time.perf_counter(), machine.cpu_seconds(at.pid), machine.busy_seconds()
+    await work
+    wall = time.perf_counter() - wall
+    return (
+        100 * (machine.cpu_seconds(at.pid) - own) / wall,
+        100 * (machine.busy_seconds() - all_) / wall,
+    )
+
+
+async def _in_use(at: House, many: list[Desktop], seconds: float) -> AsyncGenerator[Figure, None]:
+    """Each desktop takes a screenshot and an action a second, not all in the same moment."""
+    looks, acts = list[float](), list[float]()
+    end = time.perf_counter() + seconds
+
+    async def use(desktop: Desktop, delay: float) -> None:
+        due = time.perf_counter() + delay
+        while due < end:
+            await asyncio.sleep(due - time.perf_counter())
+            looks.append(await _look(at, desktop))
+            acts.append(await _click(desktop, len(acts)))
+            due += 1.0
+
+    work = asyncio.gather(*(use(one, number / len(many)) for number, one in enumerate(many)))
+    controller, everything = await _shares(at, work)
+    rates = {
+        "screenshots_a_second": round(len(looks) / seconds, 1),
+        "actions_a_second": round(len(acts) / seconds, 1),
+        "machine_percent_of_one_core": round(everything),
+    }
+    words = f"while {len(many)} desktops each take a screenshot and an action a second"
+    yield Figure("many-busy", Series("%", (controller,), f"of one core: the controller {words}"), facts=rates)
+    memory = machine.private_memory(at.pid)
+    yield Figure("many-busy-memory", megabytes([memory], "the controller's own private memory after that"))
+    yield Figure("many-screenshot", milliseconds(looks, f"a screenshot {words}"))
+    yield Figure("many-action", milliseconds(acts, f"a click {words}"))
+
+
+# one agent at work
+
+
+async def working(stage: Stage) -> AsyncGenerator[Figure, None]:
+    """One agent and one desktop, one call after another."""
+    clicks, rates, batches, looks = list[float](), list[float](), list[float](), list[float]()
+    calls = stage.plan.calls
+    async with house(stage.top, {"launch": {"terminal": _TERMINAL}}, most=2) as at:
+        desktop = await _lease(at)
+        await desktop.launch("terminal", *_PAGE)
+        await desktop.wait_stable()
+        for number in range(stage.plan.rounds + 1):
+            stage.tell(f"an agent at work: {number} of {stage.plan.rounds}")
+            round_ = [await _click(desktop, each) for each in range(calls)]
+            began = time.perf_counter()
+            await desktop.act([{"type": "move", "x": 10 + each, "y": 10} for each in range(calls)])
+            batch = calls / (time.perf_counter() - began)
+            pictures = [await _look(at, desktop) for _ in range(calls)]
+            if number:
+                clicks += round_
+                rates.append(calls / sum(round_))
+                batches.append(batch)
+                looks += pictures
+    yield Figure("action", milliseconds(clicks, "a click, until it is acknowledged"))
+    yield Figure("actions", _rate(rates, "clicks one after another, each a call of its own"))
+    yield Figure("actions-batch", _rate(batches, f"moves, {calls} in one call"))
+    size = f"{WIDTH}×{HEIGHT}"
+    yield Figure("screenshot", milliseconds(looks, f"a lossless PNG of {size}, a terminal full of text, over HTTP"))
+
+
+def _rate(values: list[float], what: str) -> Series:
+    return Series("/s", tuple(values), what, more_is_better=True)
+
+
+async def _click(desktop: Desktop, number: int) -> float:
+    began = time.perf_counter()
+    await desktop.click(8 + number % 100, HEIGHT - 8)
+    return time.perf_counter() - began
+
+
+async def _look(at: House, desktop: Desktop) -> float:
+    """Without decoding it, which is the caller's affair."""
+    began = time.perf_counter()
+    await at.wire.call("GET", v1("leases", desktop.id, "screenshot"), token=desktop.lease.token)
+    return time.perf_counter() - began
+
+
+SCENES: dict[Scene, tuple[str, ...]] = {
+    starting: ("cold-start", "rollback"),
+    granting: ("warm-grant",),
+    standing: (
+        *("many-start", "memory", "many-memory", "many-idle"),
+        *("many-busy", "many-busy-memory", "many-screenshot", "many-action"),
+    ),
+    working: ("action", "actions", "actions-batch", "screenshot"),
+}
+ROWS = tuple(row for rows in SCENES.values() for row in rows)
