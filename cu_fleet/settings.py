@@ -27,6 +27,8 @@ class Settings(Value):
     anchor_every: Seconds = Field(5.0, description="How often the audit's head is anchored outside the database.")
     keep_leases: Seconds = Field(7 * 86400.0, description="How long a lease that is over is remembered.")
     start_timeout: Seconds = Field(30.0, description="How long a desktop may take to start before it is given up.")
+    backend_timeout: Seconds = Field(30.0, description="How long a backend may take to stop, list or free something.")
+    snapshot_timeout: Seconds = Field(600.0, description="How long saving a desktop's state may take.")
     evidence: bool = Field(True, description="Keep the last frame of a revoked desktop.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
 

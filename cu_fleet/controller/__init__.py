@@ -53,6 +53,7 @@ class Controller:
         self.fleet = fleet
         self.core = core = Core(settings, fleet, store, backends, profiles, clock or RealClock(), secret)
         self.started_at = core.now()
+        self._closed = False
         self.actors = Actors()
         evidence = Evidence(core)
         self.keeper = Keeper(core, self.actors, evidence)
@@ -104,7 +105,9 @@ class Controller:
 
     async def close(self) -> None:
         """Stop serving. Desktops live on; the next start finds them."""
-        self.core.closing = True
+        if self._closed:
+            return
+        self._closed = self.core.closing = True
         self.core.bell.ring()
         await self._passing.close()
         await self.keeper.close()

@@ -89,13 +89,12 @@ class Acting:
                     self.core.record(
                         tx, "act.done", "controller", desktop=desktop, of=int(open_seq), result="interrupted"
                     )
-                    tx.set_meta(f"acting:{desktop.id}", "")
+                    tx.set_meta(f"acting:{desktop.id}", None)
 
         await self.core.note(work)
 
     async def _screen(self, actor: Actor, desktop: Desktop) -> Screen:
-        endpoint = await self.core.backend(desktop.backend).endpoint(desktop.handle)
-        return await actor.connect(desktop, endpoint)
+        return await actor.connect(desktop, await self.core.endpoint(desktop))
 
     async def _batch(self, actor: Actor, batch: Batch, actions: Sequence[Action]) -> list[Done]:
         done: list[Done] = []
@@ -149,7 +148,7 @@ class Acting:
         def work(tx: Tx) -> None:
             lease = self.core.get_lease(tx, batch.lease_id)
             self._write_result(tx, batch, lease, done)
-            tx.set_meta(f"acting:{lease.desktop}", "")
+            tx.set_meta(f"acting:{lease.desktop}", None)
 
         await self.core.note(work)
 

@@ -58,13 +58,7 @@ class Actor:
             raise UnavailableError(
                 f"the screen of desktop {desktop.id} is gone", code="screen_lost", desktop=desktop.id
             )
-        async with asyncio.timeout(timeout):
-            sock = await endpoint.connect()
-            try:
-                screen = await Screen.open(sock, password=endpoint.password, timeout=timeout)
-            except BaseException:
-                sock.close()
-                raise
+        screen = await self._opened(endpoint, timeout)
         if (screen.width, screen.height) != (desktop.width, desktop.height):
             await screen.close()
             raise UnavailableError(
@@ -79,6 +73,18 @@ class Actor:
         await self._hands.release_all()  # a button that an earlier connection of ours left down
         screen.lost.add_done_callback(lambda _: self._lost(screen))
         return screen
+
+    async def _opened(self, endpoint: Endpoint, timeout: float) -> Screen:
+        try:
+            async with asyncio.timeout(timeout):
+                sock = await endpoint.connect()
+        except TimeoutError:
+            raise UnavailableError(f"nothing answers at {endpoint.where}", code="screen_lost") from None
+        try:
+            return await Screen.open(sock, password=endpoint.password, timeout=timeout)
+        except BaseException:
+            sock.close()
+            raise
 
     async def park_pointer(self) -> None:
         """Put a fresh desktop's pointer where we know it, so that no server paints it into pictures."""

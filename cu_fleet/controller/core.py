@@ -4,21 +4,22 @@ Every change is a function over a transaction, run by `Core.change`: it writes t
 together, then the queue is planned anew in the same transaction, and whoever waits for a change hears the bell.
 """
 
+import asyncio
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cu_fleet.backends.base import Backend
+from cu_fleet.backends.base import Backend, Endpoint
 from cu_fleet.controller.bell import Bell
 from cu_fleet.controller.clock import Clock
 from cu_fleet.controller.tokens import Mint, derived
 from cu_fleet.model.audit import Draft
 from cu_fleet.model.desktop import NOT_GONE, Desktop, Event, Stage, moved
-from cu_fleet.model.errors import BrokenError, ConflictError, NotFoundError
+from cu_fleet.model.errors import BrokenError, ConflictError, NotFoundError, UnavailableError
 from cu_fleet.model.lease import LIVE, Lease, LeaseState, granted
 from cu_fleet.model.names import new_id
 from cu_fleet.model.profile import Profile
@@ -178,6 +179,19 @@ class Core:
         tx.put(desktop)
         self.record(tx, "desktop.planned", "controller", desktop=desktop)
         self.touch(desktop.id)
+
+    async def bounded(self, work: Awaitable[T], what: str, seconds: float | None = None) -> T:
+        """What a backend does, for as long as it may take and no longer."""
+        limit = seconds or self.settings.backend_timeout
+        try:
+            async with asyncio.timeout(limit):
+                return await work
+        except TimeoutError:
+            raise UnavailableError(f"the backend did not {what} within {limit:g} s", code="backend_hangs") from None
+
+    async def endpoint(self, desktop: Desktop) -> Endpoint | None:
+        """Where the desktop's screen answers now."""
+        return await self.bounded(self.backend(desktop.backend).endpoint(desktop.handle), "say where the screen is")
 
     def record(
         self,

@@ -43,7 +43,7 @@ class Evidence:
         facts: dict[str, object] = {}
         frame = ""
         try:
-            async with asyncio.timeout(60.0):
+            async with asyncio.timeout(2 * self.core.settings.backend_timeout):
                 if lease.state is LeaseState.REVOKED and self.core.settings.evidence:
                     frame = await self._last_frame(desktop, actor)
                 facts |= await self._artifacts(desktop, lease)
@@ -64,8 +64,7 @@ class Evidence:
             )
 
     async def _last_frame(self, desktop: Desktop, actor: Actor) -> str:
-        backend = self.core.backend(desktop.backend)
-        screen = await actor.connect(desktop, await backend.endpoint(desktop.handle), timeout=5.0)
+        screen = await actor.connect(desktop, await self.core.endpoint(desktop), timeout=5.0)
         async with asyncio.timeout(5.0):
             frame = await screen.frame(pointer=True)
         picture = await asyncio.to_thread(encode, frame, pointer=True)

@@ -49,13 +49,13 @@ class Inside:
 
     async def files(self, who: Caller, lease_id: str, path: str) -> list[FileInfo]:
         _, desktop, files = await self._files(who, lease_id, look=True)
-        return await files.listing(desktop.handle, path)
+        return await self.core.bounded(files.listing(desktop.handle, path), "list files")
 
     async def remove_file(self, who: Caller, lease_id: str, path: str) -> None:
         if not path.strip("/"):
             raise InvalidError("say which file to remove", code="no_path")
         lease, desktop, files = await self._files(who, lease_id)
-        await files.remove(desktop.handle, path)
+        await self.core.bounded(files.remove(desktop.handle, path), "remove a file")
         await self._record("file.removed", who, lease, {"path": path})
 
     async def _files(self, who: Caller, lease_id: str, *, look: bool = False) -> tuple[Lease, Desktop, Files]:
@@ -132,7 +132,8 @@ class Inside:
                 return helper
             if helper:
                 await helper.close()
-            process = await self._exec_of(desktop).exec(desktop.handle, ["/usr/bin/python3", "-I", "-c", SOURCE])
+            start = self._exec_of(desktop).exec(desktop.handle, ["/usr/bin/python3", "-I", "-c", SOURCE])
+            process = await self.core.bounded(start, "start the helper")
             helper = Helper(process, desktop.id)
             self._helpers[desktop.id] = (desktop.boot, helper)
             return helper
@@ -164,7 +165,9 @@ class Inside:
         desktop = await self._running(key)
         facts: dict[str, object] = {"argv": list(argv), "cwd": cwd}
         await self.core.note(lambda tx: self.core.record(tx, "exec", who.who, desktop=desktop, facts=facts))
-        return await self._exec_of(desktop).exec(desktop.handle, argv, cwd=cwd, env=env)
+        return await self.core.bounded(
+            self._exec_of(desktop).exec(desktop.handle, argv, cwd=cwd, env=env), "run a command"
+        )
 
     async def logs(self, who: Caller, key: str) -> str:
         who.needs(Role.OBSERVER)
@@ -172,7 +175,7 @@ class Inside:
         logs = self.core.backend(desktop.backend).abilities.logs
         if logs is None:
             raise _cannot(desktop, "logs")
-        return await logs.logs(desktop.handle)
+        return await self.core.bounded(logs.logs(desktop.handle), "show its logs")
 
     async def freeze(self, who: Caller, key: str, *, frozen: bool) -> Desktop:
         """Hold all processes of a desktop still, or let them go on."""
@@ -184,9 +187,9 @@ class Inside:
         async with self.actors.of(desktop.id).turn:
             if frozen:
                 await self._mark_frozen(who, desktop.id, True)
-                await ability.freeze(desktop.handle)
+                await self.core.bounded(ability.freeze(desktop.handle), "freeze")
             else:
-                await ability.thaw(desktop.handle)
+                await self.core.bounded(ability.thaw(desktop.handle), "thaw")
                 await self._mark_frozen(who, desktop.id, False)
         return await self.core.read(lambda tx: self.core.get_desktop(tx, desktop.id))
 

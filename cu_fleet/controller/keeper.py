@@ -9,9 +9,8 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
 
-from cu_fleet.backends.base import Backend, Spec
+from cu_fleet.backends.base import Backend, Files, Spec
 from cu_fleet.controller.actor import Actors
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.evidence import Evidence
@@ -24,8 +23,6 @@ from cu_fleet.model.snapshot import Snapshot
 from cu_fleet.stores.base import Tx
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-_STOP_TIMEOUT = 30.0
 _TRIES = 2  # starts that may fail in a row before a waiting request hears why
 
 
@@ -105,7 +102,7 @@ class Keeper:
     async def _start(self, desktop: Desktop) -> None:
         backend = self.core.backend(desktop.backend)
         if desktop.handle:  # left half-made by a controller that was killed
-            await self._bounded(backend.stop(desktop.handle), _STOP_TIMEOUT, "stop")
+            await self.core.bounded(backend.stop(desktop.handle), "stop")
         desktop = await self._move(desktop, Event.START, boot=new_id("bt"))
         await self._follow(desktop, backend.start(self._spec(desktop, desktop.parked_in)))
         await self._prove(desktop.id)
@@ -128,9 +125,13 @@ class Keeper:
 
     async def _follow(self, desktop: Desktop, handles: AsyncIterator[Handle]) -> None:
         """Store each handle before the backend may go on to make what it names."""
-        async with asyncio.timeout(self.core.settings.start_timeout):
-            async for handle in handles:
-                await self.core.read(lambda tx, handle=handle: self._store_handle(tx, desktop.id, handle))  # type: ignore[misc]
+        await self.core.bounded(
+            self._store_each(desktop, handles), "make the desktop", self.core.settings.start_timeout
+        )
+
+    async def _store_each(self, desktop: Desktop, handles: AsyncIterator[Handle]) -> None:
+        async for handle in handles:
+            await self.core.read(lambda tx, handle=handle: self._store_handle(tx, desktop.id, handle))  # type: ignore[misc]
 
     def _store_handle(self, tx: Tx, desktop: str, handle: Handle) -> None:
         tx.put(self.core.get_desktop(tx, desktop).but(handle=handle))
@@ -138,14 +139,12 @@ class Keeper:
     async def _prove(self, desktop_id: str) -> None:
         """The screen answers, is of the right size, and shows a whole frame."""
         desktop = await self.core.read(lambda tx: self.core.get_desktop(tx, desktop_id))
-        backend = self.core.backend(desktop.backend)
         actor = self.actors.of(desktop_id)
         await actor.disconnect()
-        async with asyncio.timeout(self.core.settings.start_timeout):
-            screen = await actor.connect(desktop, await backend.endpoint(desktop.handle))
-            actor.open()  # nothing is under way any more, and whoever comes next is checked against what is written
-            await actor.park_pointer()
-            await screen.frame()
+        screen = await actor.connect(desktop, await self.core.endpoint(desktop))
+        actor.open()  # nothing is under way any more, and whoever comes next is checked against what is written
+        await actor.park_pointer()
+        await screen.frame(timeout=self.core.settings.start_timeout)
 
     # cleaning
 
@@ -173,15 +172,24 @@ class Keeper:
                     code="not_rolled_back",
                 )
             if lease is None and backend.abilities.files:
-                await self._bounded(backend.abilities.files.remove(desktop.handle, ""), _STOP_TIMEOUT, "empty the slot")
+                await self._empty_slot(backend.abilities.files, desktop)
             await self._cleaned(desktop, lease is not None)
+
+    async def _empty_slot(self, files: Files, desktop: Desktop) -> None:
+        await self.core.bounded(files.remove(desktop.handle, ""), "empty the slot")
+        left = await self.core.bounded(files.listing(desktop.handle), "list the slot")
+        if left:
+            raise BrokenError(
+                f"the slot of desktop {desktop.id} was said to be empty, but {left[0].path} is still there",
+                code="slot_not_empty",
+            )
 
     async def _put_back(self, backend: Backend, desktop: Desktop) -> None:
         spec = self._spec(desktop, desktop.target)
         if backend.abilities.snapshots:
             await self._follow(desktop, backend.abilities.snapshots.restore(desktop.handle, spec))
         else:
-            await self._bounded(backend.stop(desktop.handle), _STOP_TIMEOUT, "stop")
+            await self.core.bounded(backend.stop(desktop.handle), "stop")
             await self._follow(desktop, backend.start(spec))
 
     async def _cleaned(self, desktop: Desktop, held: bool) -> None:
@@ -230,7 +238,7 @@ class Keeper:
                 desktop = await self._move(desktop, Event.PARK, parked_in=snapshot.id)
             await self.forget_inside(desktop.id)
             await self.actors.drop(desktop.id)
-            await self._bounded(backend.stop(desktop.handle), _STOP_TIMEOUT, "stop")
+            await self.core.bounded(backend.stop(desktop.handle), "stop")
             await self._move(desktop, Event.SLEEP, "desktop.parked", handle={}, frozen=False)
 
     async def _stop(self, desktop: Desktop) -> None:
@@ -238,8 +246,8 @@ class Keeper:
         await self.forget_inside(desktop.id)
         await self.actors.drop(desktop.id)
         if desktop.handle:
-            await self._bounded(backend.stop(desktop.handle), _STOP_TIMEOUT, "stop")
-            if await backend.endpoint(desktop.handle) is not None:
+            await self.core.bounded(backend.stop(desktop.handle), "stop")
+            if await self.core.endpoint(desktop) is not None:
                 raise BrokenError(f"desktop {desktop.id} was said to be stopped, but its screen still answers")
         if desktop.parked_in:
             await self._forget_snapshot(backend, desktop.parked_in)
@@ -265,7 +273,9 @@ class Keeper:
         await self.core.read(lambda tx: tx.put(row))
         if snapshot:  # begun before by a controller that was killed
             await backend.abilities.snapshots.delete(row.id)
-        saved = await self._bounded(backend.abilities.snapshots.save(desktop.handle, row.id), 600.0, "save")
+        saved = await self.core.bounded(
+            backend.abilities.snapshots.save(desktop.handle, row.id), "save", self.core.settings.snapshot_timeout
+        )
         row = row.but(state="saved", size_bytes=saved.size_bytes, kind=saved.kind)
 
         def work(tx: Tx) -> None:
@@ -278,21 +288,20 @@ class Keeper:
 
     async def _forget_snapshot(self, backend: Backend, snapshot: str) -> None:
         if backend.abilities.snapshots:
-            await self._bounded(backend.abilities.snapshots.delete(snapshot), _STOP_TIMEOUT, "delete a snapshot")
+            await self.core.bounded(backend.abilities.snapshots.delete(snapshot), "delete a snapshot")
         await self.core.read(lambda tx: _delete_row(tx, snapshot))
 
     # watching
 
     async def _look_after(self, desktop: Desktop) -> None:
         """A desktop that should be running: connected again if it lost its screen, given up if it is dead."""
-        backend = self.core.backend(desktop.backend)
         actor = self.actors.of(desktop.id)
         if desktop.frozen:
             return
         error: Exception | None = None
         for _ in range(2):
             try:
-                await actor.connect(desktop, await backend.endpoint(desktop.handle))
+                await actor.connect(desktop, await self.core.endpoint(desktop))
             except (FleetError, OSError, TimeoutError) as e:
                 error = e
             else:
@@ -372,13 +381,6 @@ class Keeper:
             return after
 
         return await self.core.change(work)
-
-    async def _bounded(self, work: Awaitable[T], seconds: float, what: str) -> T:
-        try:
-            async with asyncio.timeout(seconds):
-                return await work
-        except TimeoutError:
-            raise UnavailableError(f"the backend did not {what} within {seconds:.0f} s", code="backend_hangs") from None
 
 
 def end_lease(core: Core, tx: Tx, desktop: Desktop, state: LeaseState, reason: str, by: str) -> Lease | None:

@@ -97,7 +97,7 @@ class Snapshots:
     async def finish_delete(self, snapshot: Snapshot) -> None:
         ability = self.core.backend(snapshot.backend).abilities.snapshots
         if ability:
-            await ability.delete(snapshot.id)
+            await self.core.bounded(ability.delete(snapshot.id), "delete a snapshot")
         await self.core.read(lambda tx: tx.delete(snapshot))
 
     def _ability(self, desktop: Desktop) -> Ability:

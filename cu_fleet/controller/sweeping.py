@@ -23,6 +23,10 @@ class Sweeper:
         self.snapshots = snapshots
         self._seen: set[tuple[str, str]] = set()
 
+    def forget(self) -> None:
+        """Begin anew: what is orphaned now has not been seen before."""
+        self._seen.clear()
+
     async def sweep(self) -> None:
         for name in self.core.backends:
             try:
