@@ -329,7 +329,9 @@ class Fleet:
         """Each entry as it is written, from after a number (or from now), across breaks of the connection."""
         while True:
             try:
-                async with self._wire.stream("GET", "/v1/events", query={"after": after}, patience=None) as answer:
+                async with self._wire.stream(
+                    "GET", "/v1/events", query={"after": after}, patience=None, start=False
+                ) as answer:
                     async for line in lines(self._wire, answer):
                         if line.startswith("data:"):
                             entry = read(Entry, json.loads(line[5:]))
@@ -347,7 +349,7 @@ class Fleet:
 
     async def shutdown(self, *, within: float = 180.0) -> None:
         """Stop the controller and end everything it made. Returns when it has, if it runs on this machine."""
-        pid = int((await self.ask("POST", "/v1/shutdown"))["pid"])
+        pid = int((await self._wire.call("POST", "/v1/shutdown", start=False)).json()["pid"])
         if self._wire.url is None:
             await _ended(pid, within)
 

@@ -251,7 +251,7 @@ class Desktop:
     async def _downloaded(self, path: str, part: Path) -> int:
         size = 0
         url = v1("leases", self.id, "files", *path.split("/"))
-        async with self._wire.stream("GET", url, token=self.lease.token, patience=600) as answer:
+        async with self._wire.stream("GET", url, token=self.lease.token, patience=600, start=False) as answer:
             with await asyncio.to_thread(part.open, "wb") as file:
                 async for chunk in chunks(self._wire, answer):
                     size += await asyncio.to_thread(file.write, chunk)
@@ -270,12 +270,12 @@ class Desktop:
 
     async def refresh(self) -> LeaseView:
         """The lease as it is now: paused, for instance, and why."""
-        answer = await self._wire.call("GET", v1("leases", self.id), token=self.lease.token)
+        answer = await self._wire.call("GET", v1("leases", self.id), token=self.lease.token, start=False)
         self.lease = read(LeaseView, {**answer.json(), "token": self.lease.token})
         return self.lease
 
     async def _call(self, method: str, *steps: str, **more: Any) -> Any:
-        return await self._wire.call(method, v1("leases", self.id, *steps), token=self.lease.token, **more)
+        return await self._wire.call(method, v1("leases", self.id, *steps), token=self.lease.token, start=False, **more)
 
 
 def _patience(actions: Sequence[Action]) -> float:

@@ -65,10 +65,15 @@ class Wire:
         token: str | None = None,
         content: bytes | AsyncIterator[bytes] | None = None,
         patience: float = 0.0,
+        start: bool = True,
     ) -> httpx.Response:
-        """Ask, and read the whole answer. `patience`: how many seconds the call itself may take to answer."""
+        """Ask, and read the whole answer. `patience`: how many seconds the call itself may take to answer.
+
+        With `start=False` a controller that is not there is not started for this: what goes on in the background, or
+        belongs to a lease of a controller that was stopped, must not undo that.
+        """
         async with self.stream(
-            method, path, body=body, query=query, token=token, content=content, patience=patience
+            method, path, body=body, query=query, token=token, content=content, patience=patience, start=start
         ) as answer:
             with _words(self.where):
                 await answer.aread()
@@ -86,6 +91,7 @@ class Wire:
         content: bytes | AsyncIterator[bytes] | None = None,
         patience: float | None = 0.0,
         headers: Mapping[str, str] | None = None,
+        start: bool = True,
     ) -> AsyncIterator[httpx.Response]:
         """Ask, and read the answer as it comes; with `patience=None` however long it is silent."""
         given = {key: _plain(value) for key, value in (query or {}).items() if value is not None}
@@ -105,7 +111,7 @@ class Wire:
             return await http.send(request, stream=True)
 
         with _words(self.where):
-            answer = await self._sent(send)
+            answer = await self._sent(send, start and self._start)
         try:
             if answer.status_code >= 400:
                 with _words(self.where):
@@ -114,11 +120,11 @@ class Wire:
         finally:
             await answer.aclose()
 
-    async def _sent(self, send: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
+    async def _sent(self, send: Callable[[], Awaitable[httpx.Response]], start: bool) -> httpx.Response:
         try:
             return await send()
         except (httpx.ConnectError, FileNotFoundError):
-            if not self._start:
+            if not start:
                 raise
         async with self._starting:
             if not await self._answers():

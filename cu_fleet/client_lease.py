@@ -70,7 +70,7 @@ class Errands:
 
             async def look(lease: str = view.lease) -> LeaseView:
                 query = {"hold": _HOLD, "while": "waiting"}
-                return await self._view("GET", v1("leases", lease), query=query, patience=_HOLD)
+                return await self._view("GET", v1("leases", lease), query=query, patience=_HOLD, start=False)
 
             view = await _again(look, known=True)
         if view.state != "active":
@@ -83,7 +83,7 @@ class Errands:
 
     async def release(self, lease: str, token: str | None) -> None:
         try:
-            await self.wire.call("POST", v1("leases", lease, "release"), token=token)
+            await self.wire.call("POST", v1("leases", lease, "release"), token=token, start=False)
         except LeaseOverError as error:
             _log.debug("nothing to release: %s", error)
 

@@ -51,7 +51,7 @@ def _bar(value: object) -> object:
 Bar = Annotated[
     Annotated[float, Field(ge=0)] | None,
     BeforeValidator(_bar),
-    WithJsonSchema({"type": ["string", "number", "null"], "examples": ["10m", "none", "forever", 600]}),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number"}], "examples": ["10m", "none", "forever", 600]}),
 ]
 
 

@@ -25,8 +25,8 @@ from cu_fleet.model.errors import (
     UnauthorizedError,
     UnavailableError,
 )
-from tests.api.door import Door, open_door
-from tests.controller.fleet import ANA, profile
+from tests.api.door import Door, open_door, served
+from tests.controller.fleet import ANA, profile, running
 from tests.support import run, until
 
 
@@ -192,6 +192,28 @@ def test_cancelled_at_any_moment_nothing_stays_leased(tmp_path: Path) -> None:
                 await asyncio.wait([task])
                 assert task.cancelled() or task.exception() is None
             assert set((await _states(door)).values()) <= {"released", "cancelled"}
+
+    run(body())
+
+
+def test_a_door_that_closes_and_opens_again_loses_nobodys_place(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with running(tmp_path) as controller:
+            held = await controller.granted("a", desktop="one")
+
+            async def work() -> str:
+                async with fleet.lease(agent="b", profile="local", desktop="one", wait=None) as desktop:
+                    await desktop.click(1, 1)
+                    return desktop.id
+
+            async with served(controller):
+                fleet = await Fleet.connect(home=tmp_path, start=False).__aenter__()
+                working = asyncio.create_task(work())
+                [waiting] = await until(lambda: controller.controller.leases(ANA, everything=False, agent="b"))
+            async with served(controller):
+                await controller.controller.release(ANA, held.lease)
+                assert await working == waiting.lease
+            await fleet.close()
 
     run(body())
 
@@ -466,9 +488,6 @@ def test_desktops_snapshots_people_profiles_and_the_record(tmp_path: Path) -> No
 
 def test_events_go_on_across_a_break(tmp_path: Path) -> None:
     async def body() -> None:
-        from tests.api.door import served
-        from tests.controller.fleet import running
-
         async with running(tmp_path) as fleet:
             async with served(fleet) as door:
                 client = await Fleet.connect(home=tmp_path, start=False).__aenter__()

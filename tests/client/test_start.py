@@ -9,14 +9,21 @@ from pathlib import Path
 import pytest
 
 from cu_fleet import client_start
-from cu_fleet.client import Fleet
+from cu_fleet.client import Desktop, Fleet
 from cu_fleet.client_start import start_controller
 from cu_fleet.model.errors import UnavailableError
+from cu_fleet.model.lease import Lease
+from cu_fleet.model.view import LeaseView, lease_view
 from tests.support import run, until
 
 
 def _command(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     monkeypatch.setattr(client_start, "COMMAND", (sys.executable, "-c", script))
+
+
+def _view() -> LeaseView:
+    lease = Lease(id="ls_0123456789", agent="a", profile="local", backend="local", asked_at=0.0, asked_by="agent a")
+    return lease_view(lease, None, 0.0)
 
 
 def _runs(pid: int) -> bool:
@@ -136,6 +143,21 @@ def test_many_who_need_one_get_the_same(tmp_path: Path) -> None:
         finally:
             for fleet in fleets:
                 await fleet.close()
+
+    run(body(), timeout=120)
+
+
+@pytest.mark.real
+def test_a_lease_does_not_start_again_what_was_shut_down(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with Fleet.connect(home=tmp_path / "home") as fleet:
+            await fleet.shutdown(within=60)
+            desktop = Desktop(fleet._wire, _view())  # noqa: SLF001 - as a lease of it would be left behind
+            with pytest.raises(UnavailableError, match="no controller runs"):
+                await desktop.click(1, 1)
+            with pytest.raises(UnavailableError, match="no controller runs"):
+                await desktop.renew()
+            assert not (tmp_path / "home" / "controller.sock").exists()
 
     run(body(), timeout=120)
 
