@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cu_fleet.model.desktop import NOT_GONE, Desktop, Stage
 from cu_fleet.model.errors import ConflictError, DeniedError, LeaseOverError, LeasePausedError
@@ -20,13 +20,12 @@ from tests.controller.fleet import ANA, Fleet, check_served, profile
 AGENTS = st.sampled_from(["a", "b", "c", "d"])
 PROFILES = st.sampled_from(["local", "browser"])
 NAMES = st.sampled_from([None, None, "finance", "mail"])
+WHICH = st.integers(0, 7)
 WAITS = st.sampled_from([None, 0, 50.0])
 RESOURCES = st.sets(st.sampled_from(["r", "s", "t"]), max_size=2)
 
 
 class FleetMachine(RuleBasedStateMachine):
-    leases = Bundle("leases")
-
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
@@ -35,6 +34,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.fleet = Fleet(home, profile("local", warm=1), profile("browser"), max_desktops=2)
         self.generations: dict[str, int] = {}
         self.over: set[str] = set()
+        self.known: list[str] = []  # what is drawn never depends on it: timing must not change what is generated
         self.do(self.fleet.start())
 
     def do(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -48,14 +48,13 @@ class FleetMachine(RuleBasedStateMachine):
         self.do(self.fleet.settled())
 
     @rule(
-        target=leases,
         agent=AGENTS,
         profile=PROFILES,
         name=NAMES,
         resources=RESOURCES,
         wait=st.sampled_from([None, 0, 50.0]),
     )
-    def acquire(self, agent: str, profile: str, name: str | None, resources: set[str], wait: float | None) -> Any:
+    def acquire(self, agent: str, profile: str, name: str | None, resources: set[str], wait: float | None) -> None:
         try:
             view = self.do(
                 self.fleet.acquire(
@@ -63,50 +62,63 @@ class FleetMachine(RuleBasedStateMachine):
                 )
             )
         except (ConflictError, DeniedError):
-            return multiple()
+            return
+        self.known.append(view.lease)
         self.settle()
-        return view.lease
 
-    @rule(target=leases, agent=AGENTS, request=st.sampled_from(["q1", "q2"]))
-    def acquire_again(self, agent: str, request: str) -> Any:
+    @rule(agent=AGENTS, request=st.sampled_from(["q1", "q2"]))
+    def acquire_again(self, agent: str, request: str) -> None:
         """The same request id is the same lease, however often it is asked."""
         try:
             one = self.do(self.fleet.acquire(agent, request_id=request))
             two = self.do(self.fleet.acquire(agent, request_id=request))
         except DeniedError:
-            return multiple()
+            return
         assert one.lease == two.lease
+        self.known.append(one.lease)
         self.settle()
-        return multiple()
 
-    @rule(lease=consumes(leases))
-    def release(self, lease: str) -> None:
+    @rule(which=WHICH)
+    def release(self, which: int) -> None:
+        if not (lease := self.lease(which)):
+            return
         self.do(self.fleet.controller.release(ANA, lease))
         self.settle()
 
-    @rule(lease=leases)
-    def pause(self, lease: str) -> None:
+    @rule(which=WHICH)
+    def pause(self, which: int) -> None:
+        if not (lease := self.lease(which)):
+            return
         self.maybe(self.fleet.controller.pause(ANA, lease, reason="look"))
         self.settle()
 
-    @rule(lease=leases)
-    def resume(self, lease: str) -> None:
+    @rule(which=WHICH)
+    def resume(self, which: int) -> None:
+        if not (lease := self.lease(which)):
+            return
         self.maybe(self.fleet.controller.resume(ANA, lease))
 
-    @rule(lease=leases, bar=st.sampled_from([None, 60.0]))
-    def revoke(self, lease: str, bar: float | None) -> None:
+    @rule(which=WHICH, bar=st.sampled_from([None, 60.0]))
+    def revoke(self, which: int, bar: float | None) -> None:
+        if not (lease := self.lease(which)):
+            return
         self.maybe(self.fleet.controller.revoke(ANA, lease, reason="stop", bar=bar))
         self.settle()
 
-    @rule(target=leases, lease=leases, to=AGENTS, clean=st.booleans())
-    def reassign(self, lease: str, to: str, clean: bool) -> Any:
+    @rule(which=WHICH, to=AGENTS, clean=st.booleans())
+    def reassign(self, which: int, to: str, clean: bool) -> None:
+        if not (lease := self.lease(which)):
+            return
         view = self.maybe(self.fleet.controller.reassign(ANA, lease, to=to, clean=clean))
         self.settle()
-        return view.lease if view else multiple()
+        if view:
+            self.known.append(view.lease)
 
-    @rule(lease=leases)
-    def look(self, lease: str) -> None:
+    @rule(which=WHICH)
+    def look(self, which: int) -> None:
         """A live lease's token shows its screen; one that is over only hears why."""
+        if not (lease := self.lease(which)):
+            return
         who = self.do(self.fleet.controller.caller(self.fleet.lease_token(lease)))
         view = self.do(self.fleet.controller.lease(ANA, lease))
         try:
@@ -136,8 +148,10 @@ class FleetMachine(RuleBasedStateMachine):
             return
         self.killed_and_started_again()
 
-    @rule(lease=consumes(leases))
-    def killed_while_it_cleans_a_desktop(self, lease: str) -> None:
+    @rule(which=WHICH)
+    def killed_while_it_cleans_a_desktop(self, which: int) -> None:
+        if not (lease := self.lease(which)):
+            return
         self.do(self.fleet.controller.release(ANA, lease))
         self.killed_and_started_again()
 
@@ -147,6 +161,9 @@ class FleetMachine(RuleBasedStateMachine):
         if alive:
             self.do(alive[which % len(alive)].screen.close())
             self.settle()
+
+    def lease(self, which: int) -> str | None:
+        return self.known[which % len(self.known)] if self.known else None
 
     @invariant()
     def holds(self) -> None:
