@@ -2,7 +2,8 @@
 
 The request is put down at once and then watched, so that its id is known whatever happens next: a person who gives up
 (^C), a caller that is ended, or a deadline that passes withdraws it, and nobody is granted a desktop they no longer
-want. If the controller goes away meanwhile the request is safe with it; we ask again until the deadline.
+want. If the controller goes away meanwhile the request is safe with it: we go on asking for a while, but start none,
+since whoever stopped it meant it.
 """
 
 import asyncio
@@ -27,28 +28,28 @@ async def acquire(wire: connect.Wire, body: dict[str, object], wait: float | Non
     """The granted lease, or the refusal in words."""
     line = output.Live()
     body = {"request_id": new_id("rq"), **body}
-    async with connect.not_starting() as watching:
-        view = await _put_down(wire, watching, body)
-        try:
-            return await _granted(watching, view, wait, line)
-        except BaseException as error:  # also when cancelled: the request must not outlive the wish
-            line.clear()
-            if not isinstance(error, LeaseOverError):
-                await withdraw(watching, view["lease"])
-            raise
-        finally:
-            line.clear()
+    view = await _put_down(wire, body)
+    try:
+        return await _granted(wire, view, wait, line)
+    except BaseException as error:  # also when cancelled: the request must not outlive the wish
+        line.clear()
+        if not isinstance(error, LeaseOverError):
+            await withdraw(wire, view["lease"])
+        raise
+    finally:
+        line.clear()
 
 
-async def _put_down(wire: connect.Wire, watching: connect.Wire, body: dict[str, object]) -> dict[str, Any]:
+async def _put_down(wire: connect.Wire, body: dict[str, object]) -> dict[str, Any]:
     """POST the request; given up meanwhile, asking again with its request id tells which lease to withdraw."""
     try:
         return dict(await connect.ask(wire, "POST", "/v1/leases", body, hold=0))
     except asyncio.CancelledError:
         with contextlib.suppress(FleetError, TimeoutError):
             async with asyncio.timeout(GRACE):
-                again = await connect.ask(watching, "POST", "/v1/leases", {**body, "wait": GRACE}, hold=0)
-                await withdraw(watching, again["lease"])
+                asked = {**body, "wait": GRACE}
+                again = await connect.ask(wire, "POST", "/v1/leases", asked, start=False, hold=0)
+                await withdraw(wire, again["lease"])
         raise
 
 
@@ -64,8 +65,7 @@ async def _granted(wire: connect.Wire, view: dict[str, Any], wait: float | None,
         if time.monotonic() > up + LATE:
             raise _too_long(view)
         try:
-            path = connect.path("leases", view["lease"])
-            view = await connect.ask(wire, "GET", path, hold=WATCH if held else SHORT, **{"while": "waiting"})
+            view = await _look(wire, view["lease"], WATCH if held else SHORT)
             heard = time.monotonic()
         except UnavailableError:
             if time.monotonic() - heard > AWAY:
@@ -77,12 +77,17 @@ async def _granted(wire: connect.Wire, view: dict[str, Any], wait: float | None,
     return view
 
 
+async def _look(wire: connect.Wire, lease: str, hold: float) -> dict[str, Any]:
+    query = {"hold": hold, "while": "waiting"}
+    return dict(await connect.ask(wire, "GET", connect.path("leases", lease), start=False, **query))
+
+
 async def withdraw(wire: connect.Wire, lease: str) -> None:
     """Leave the queue, or give back what was granted at the last moment; told if that fails."""
     with contextlib.suppress(LeaseOverError, ConflictError):
         try:
             async with asyncio.timeout(GRACE):
-                await connect.ask(wire, "POST", connect.path("leases", lease, "release"), {})
+                await connect.ask(wire, "POST", connect.path("leases", lease, "release"), {}, start=False)
         except (UnavailableError, TimeoutError):
             output.note(f"lease {lease} could not be withdrawn: the controller does not answer")
             output.note(f"  later: cu-fleet lease release {lease}")

@@ -8,7 +8,6 @@ is undone (a waiting request is withdrawn) before the process leaves.
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
@@ -61,16 +60,6 @@ async def _visit(work: Callable[[Wire], Awaitable[T]], start: bool) -> T:
         await wire.close()
 
 
-@asynccontextmanager
-async def not_starting() -> AsyncIterator[Wire]:
-    """A second wire that starts no controller: whoever stopped it meanwhile meant it."""
-    wire = _wire(False)
-    try:
-        yield wire
-    finally:
-        await wire.close()
-
-
 def _wire(start: bool) -> Wire:
     from cu_fleet.client_http import Wire
     from cu_fleet.settings import default_home
@@ -105,7 +94,7 @@ def path(*parts: str) -> str:
 # asking
 
 
-def get(where: str, **query: object) -> Any:
+def get(where: str, **query: Any) -> Any:
     """One question, on a visit of its own."""
     return run(lambda wire: ask(wire, "GET", where, **query))
 
@@ -114,11 +103,11 @@ def post(where: str, body: object) -> Any:
     return run(lambda wire: ask(wire, "POST", where, body))
 
 
-async def ask(wire: Wire, method: str, where: str, body: object = None, **query: object) -> Any:
-    """The JSON answer to one request."""
+async def ask(wire: Wire, method: str, where: str, body: object = None, *, start: bool = True, **query: object) -> Any:
+    """The JSON answer to one request. With `start=False` a controller that was stopped meanwhile stays so."""
     hold = query.get("hold")
     patience = float(hold) if isinstance(hold, int | float) and hold else 0.0 if method == "GET" else LONG
-    answer = await wire.call(method, where, body=body, query=query, patience=patience)
+    answer = await wire.call(method, where, body=body, query=query, patience=patience, start=start)
     return answer.json()
 
 

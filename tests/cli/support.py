@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -42,10 +43,16 @@ def start(*words: str, env: dict[str, str] | None = None, **more: Any) -> "subpr
         [sys.executable, "-m", "cu_fleet", *words],
         cwd=TOP,
         env={**clean, **(env or {})},
+        preexec_fn=_hear_interrupts,  # noqa: PLW1509 -- it does nothing that threads could disturb
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **more},
     )
     STARTED.append(process)
     return process
+
+
+def _hear_interrupts() -> None:
+    """A shell that runs the tests in the background has told its children to ignore ^C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def end_all() -> None:
