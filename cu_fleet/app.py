@@ -11,6 +11,7 @@ import importlib.resources
 import logging
 import os
 import pwd
+import resource
 import secrets
 import signal
 import stat
@@ -229,8 +230,17 @@ def run_controller(settings: Settings, *, on_demand: bool, ready: Callable[[str]
 
     prepare_home(settings.home)
     _set_up_logging(settings)
+    _allow_many_connections()
     with locked(settings.home):
         uvloop.run(_run(settings, on_demand, ready))
+
+
+def _allow_many_connections() -> None:
+    """Every desktop, viewer and caller is a file descriptor; the soft limit of many systems is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = hard if hard != resource.RLIM_INFINITY else 65536
+    if soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536), hard))
 
 
 async def _run(settings: Settings, on_demand: bool, ready: Callable[[str], None]) -> None:

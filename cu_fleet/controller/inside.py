@@ -6,7 +6,7 @@ by the desktop's walls, not by gates. An agent starts only what its profile list
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
 from cu_fleet.backends.base import Exec, FileInfo, Files, Process
 from cu_fleet.controller.acting import Acting
@@ -248,7 +248,11 @@ def _cannot(desktop: Desktop, ability: str) -> UnsupportedError:
 
 
 async def _with_first(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    if first:
-        yield first
-    async for chunk in rest:
-        yield chunk
+    try:
+        if first:
+            yield first
+        async for chunk in rest:
+            yield chunk
+    finally:
+        if isinstance(rest, AsyncGenerator):
+            await rest.aclose()
