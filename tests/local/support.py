@@ -1,12 +1,13 @@
 """A fleet of real desktops in a home of its own, as root and as an ordinary user, and proof that nothing is left."""
 
-import concurrent.futures.thread  # noqa: F401  # a child that is no longer root may not be able to import it
+import concurrent.futures.thread  # noqa: F401  # a child that is no longer root may not be able to import these
+import encodings.ascii  # noqa: F401
 import os
 import secrets
 import shutil
 import tempfile
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -65,11 +66,8 @@ class Fleet:
             raise AssertionError("left behind: " + "; ".join(left))
 
 
-async def last(handles: object) -> Handle:
-    handle: Handle = {}
-    async for handle in handles:  # type: ignore[attr-defined]
-        pass
-    return handle
+async def last(handles: AsyncIterator[Handle]) -> Handle:
+    return [handle async for handle in handles][-1]
 
 
 def left_of(fleet: str, home: Path) -> list[str]:
@@ -96,7 +94,7 @@ def in_fleet(who: str, body: Callable[[Fleet], Awaitable[None]], timeout: float 
     """Run a test's body with a fleet that belongs to root, or to an ordinary user."""
     if who == "root" and os.geteuid() != 0:
         pytest.skip("needs root: desktops with host users of their own")
-    home = Path(tempfile.mkdtemp(prefix="cu-fleet-test-"))
+    home = Path(tempfile.mkdtemp(prefix="cu-fleet-local-"))
     try:
         if who == "user" and os.geteuid() == 0:
             os.chown(home, SOMEBODY, SOMEBODY)
@@ -130,13 +128,13 @@ def _as_somebody(work: Callable[[], None]) -> None:
             os.setresuid(SOMEBODY, SOMEBODY, SOMEBODY)
             work()
             said = ""
-        except BaseException:
+        except BaseException:  # noqa: BLE001  # told to the parent
             said = traceback.format_exc()
         finally:
             os.write(writing, said.encode()[-60_000:])
             os._exit(0)
     os.close(writing)
-    with open(reading, "rb") as pipe:
+    with os.fdopen(reading, "rb") as pipe:
         said = pipe.read().decode()
     os.waitpid(pid, 0)
     if said:

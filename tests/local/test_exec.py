@@ -1,5 +1,8 @@
 """Commands inside: their input, output and end."""
 
+# In a test, nobody else waits for the loop.
+# ruff: noqa: ASYNC240
+
 import asyncio
 import os
 from collections.abc import AsyncIterator

@@ -1,5 +1,8 @@
 """A desktop starts as its profile says, or is refused in words; and ends without leaving anything."""
 
+# In a test, nobody else waits for the loop.
+# ruff: noqa: ASYNC221, ASYNC240
+
 import contextlib
 import os
 import signal
@@ -55,11 +58,11 @@ def test_window_manager_and_session_bus_serve(who: str) -> None:
     async def body(fleet: Fleet) -> None:
         handle = await fleet.start()
         assert (await fleet.sh(handle, "xprop -root _NET_SUPPORTING_WM_CHECK"))[1].startswith("_NET_SUPPORTING_WM_CHE")
-        code, said = await fleet.sh(handle, "dbus-send --session --print-reply --dest=org.freedesktop.DBus / "
-                                    "org.freedesktop.DBus.GetId")  # fmt: skip
+        bus = "org.freedesktop.DBus"
+        code, said = await fleet.sh(handle, f"dbus-send --session --print-reply --dest={bus} / {bus}.GetId")
         assert code == 0, said
-        script = "from Xlib import display; d = display.Display(); r = d.screen().root; " \
-                 "print(r.get_image(5, 5, 1, 1, 2, 0xffffffff).data)"  # fmt: skip
+        pixel = "display.Display().screen().root.get_image(5, 5, 1, 1, 2, 0xffffffff).data"
+        script = f"from Xlib import display; print({pixel})"
         code, said = await fleet.python(handle, script)
         assert code == 0, said
         assert "\\x00\\x00\\x00" not in said, "the root window is black"
@@ -98,7 +101,7 @@ def test_nothing_of_the_controllers_environment_gets_in(who: str, monkeypatch: p
 )
 def test_what_cannot_be_had_is_refused(profile: dict[str, object], words: str) -> None:
     async def body(fleet: Fleet) -> None:
-        with pytest.raises(FleetError, match=".*") as refusal:
+        with pytest.raises(FleetError) as refusal:
             await fleet.start(**profile)
         assert words in str(refusal.value)
 
