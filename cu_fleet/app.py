@@ -253,6 +253,8 @@ async def _run(settings: Settings, on_demand: bool, ready: Callable[[str], None]
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
 
+        watch = asyncio.create_task(_watch_home(settings.home, stop), name="watch the home")
+
         def shut_down() -> None:
             everything.set()
             stop.set()
@@ -275,10 +277,25 @@ async def _run(settings: Settings, on_demand: bool, ready: Callable[[str], None]
                 shutdown=shut_down,
             )
         finally:
+            watch.cancel()
             if everything.is_set():
                 await controller.shut_down()
             else:
                 await controller.close()
+
+
+async def _watch_home(home: Path, stop: asyncio.Event) -> None:
+    """A controller whose home was taken away, or is no longer its own, serves nobody."""
+    lock = home / "controller.lock"
+    mine = lock.stat().st_ino
+    with contextlib.suppress(FileNotFoundError):
+        while lock.stat().st_ino == mine:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(5):
+                    await stop.wait()
+                    return
+    log.error("the home %s is gone: nothing can be written down any more", home)
+    stop.set()
 
 
 async def clean_up(settings: Settings) -> bool:

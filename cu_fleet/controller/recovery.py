@@ -29,7 +29,8 @@ class Recovery:
 
     async def recover(self) -> None:
         down = await self.core.note(self._set_clocks)
-        log.info("started again after %.1f s", down)
+        if down:
+            log.info("started again after %.1f s", down)
         await self.acting.interrupted()
         await self._half_saved()
         desktops, leases = await self.core.read(self._everything)
