@@ -11,10 +11,10 @@ from pathlib import Path
 
 from board import Board, contact_sheet
 from rich.console import Console
-from story import Story, UntrueError, check, until
+from story import Story, UntrueError, check
 
 from cu_fleet.client import Fleet
-from cu_fleet.model.errors import FleetError
+from cu_fleet.model.errors import FleetError, UnavailableError
 
 TOP = Path(__file__).resolve().parent.parent
 MINE = ".made-by-the-demo"
@@ -71,7 +71,7 @@ async def demo(home: Path, console: Console, *, stay: bool) -> None:
                 await show(story)
         except BaseException as failure:  # noqa: BLE001 - raised again, without what wrapped it
             cause = first_cause(failure)
-            board.say("operator", f"it ends here: {cause or type(cause).__name__}")
+            board.say("operator", f"it ends here: {str(cause) or type(cause).__name__}")
             await end(home, board)
             raise cause from None
         if stay:
@@ -101,15 +101,21 @@ async def show(story: Story) -> None:
 async def end(home: Path, board: Board) -> None:
     """Stop the controller and all it made, and look that nothing is left."""
     board.title("Ending everything")
-    if (home / "controller.sock").exists():
+    left = left_running(home)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(60):
+            while left:
+                await shut_down(home)  # again: it may only just have been starting
+                await asyncio.sleep(0.05)
+                left = left_running(home)
+    check(not left, f"after its end there should be nothing of {home}, but: {'; '.join(left[:5])}")
+    board.say("operator", "no process, mount or socket is left; what the demo wrote is in its home")
+
+
+async def shut_down(home: Path) -> None:
+    with suppress(UnavailableError):
         async with Fleet.connect(home=home, start=False) as fleet:
             await fleet.shutdown()
-
-    async def gone() -> bool:
-        return not left_running(home)
-
-    await until(f"nothing left of {home}", gone, timeout=60)
-    board.say("operator", "no process, mount or socket is left; what the demo wrote is in its home")
 
 
 def left_running(home: Path, fleet: str = "") -> list[str]:

@@ -9,8 +9,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -58,16 +58,20 @@ class Shop:
     def __init__(self, fleet: Fleet, desktop: Desktop) -> None:
         self._fleet, self._desktop = fleet, desktop
         self._told: list[dict[str, Any]] = []
+        self._listening: asyncio.Task[None]
 
-    async def __aenter__(self) -> Self:
-        await self._desktop.put_file("shop.py", Path(__file__).with_name("shop.py"))
-        self._listening = asyncio.create_task(self._listen(), name="listen to the shop")
-        await self._until("an open shop", lambda said: "listening" in said)
-        return self
-
-    async def __aexit__(self, *failure: object) -> None:
-        self._listening.cancel()
-        await asyncio.gather(self._listening, return_exceptions=True)
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, fleet: Fleet, desktop: Desktop) -> AsyncIterator[Self]:
+        shop = cls(fleet, desktop)
+        await desktop.put_file("shop.py", Path(__file__).with_name("shop.py"))
+        shop._listening = asyncio.create_task(shop._listen(), name="listen to the shop")
+        try:
+            await shop._until("an open shop", lambda said: "listening" in said)
+            yield shop
+        finally:
+            shop._listening.cancel()
+            await asyncio.gather(shop._listening, return_exceptions=True)
 
     async def request(self, method: str, path: str) -> dict[str, str]:
         """The fields of this request, as soon as the shop has got it."""
@@ -114,7 +118,12 @@ class Story:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        said = (await process.communicate())[0].decode()
+        try:
+            said = (await process.communicate())[0].decode()
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                await process.wait()
         self.board.quote(said)
         check(process.returncode == expect, f"cu-fleet {words[0]} should end with {expect}, not {process.returncode}")
         return said
@@ -139,7 +148,7 @@ class Story:
         say = self.board.say
         async with self.fleet.lease(agent="ada", profile="browser") as desktop:
             say("ada", "has a desktop; a small shop opens inside it", str(desktop.lease.desktop))
-            async with Shop(self.fleet, desktop) as shop:
+            async with Shop.opened(self.fleet, desktop) as shop:
                 await desktop.launch("browser", shop.url)
                 say("ada", "starts Chromium")
                 await shop.request("GET", "/")
