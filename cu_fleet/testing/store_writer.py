@@ -32,7 +32,9 @@ def start_writer(opener: Opener, count: int = 1_000_000) -> "subprocess.Popen[by
     )
     assert process.stdin
     with process.stdin as stdin:
-        stdin.write(pickle.dumps((opener, count)))
+        pickler = pickle.Pickler(stdin)
+        pickler.dispatch_table = {}  # Twisted, once imported, has class methods pickled so that they cannot be read
+        pickler.dump((opener, count))
     return process
 
 

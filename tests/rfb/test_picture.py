@@ -18,7 +18,7 @@ def frame(pixels: bytes, width: int = WIDTH, height: int = HEIGHT, cursor: Curso
 
 
 def noise(seed: int = 1, width: int = WIDTH, height: int = HEIGHT) -> Frame:
-    return frame(random.Random(seed).randbytes(width * height * 4), width, height)  # noqa: S311
+    return frame(random.Random(seed).randbytes(width * height * 4), width, height)
 
 
 def opened(encoded: Encoded) -> Image.Image:
