@@ -174,6 +174,19 @@ def test_where_limits_cannot_be_enforced_it_is_said_and_insisting_is_refused(mon
     in_fleet("user", body)
 
 
+def test_a_group_that_cannot_be_joined_fails_only_who_insists(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = cgroups.Groups((Path("/no/such/group"),), {})
+    monkeypatch.setattr(cgroups.Cgroups, "make", lambda *args: groups)
+
+    async def body(fleet: Fleet) -> None:
+        assert (await fleet.sh(await fleet.start(), "echo on"))[1] == "on\n"
+        with pytest.raises(UnavailableError, match="/no/such/group"):
+            await fleet.start(options={"require_limits": True})
+        assert set(fleet.backend.house.cgroups.lacking()) == {"memory", "pids", "cpu"}
+
+    in_fleet("user", body)
+
+
 @WHO
 def test_usage_is_measured_and_an_idle_desktop_is_small(who: str) -> None:
     async def body(fleet: Fleet) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import stat
 import struct
+import threading
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,25 @@ def test_no_cgroups_at_all(tmp_path: Path) -> None:
     assert groups.lacking["pids"] == "this machine has no cgroup controller pids"
 
 
+def test_the_last_to_leave_does_not_cost_the_next_its_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = "".join(f"cgroup {tmp_path}/{kind} cgroup rw,{kind} 0 0\n" for kind in (*cgroups.KINDS, "freezer"))
+    groups = Cgroups("f", mounts, "")
+    settings = cgroups._settings  # noqa: SLF001
+    vanished: list[Path] = []
+
+    def vanishing(kind: str, limits: Limits, folder: Path) -> object:
+        if not vanished:
+            vanished.append(folder)
+            folder.rmdir()  # as if the other's removal had come between making the fleet's folder and our own
+        return settings(kind, limits, folder)
+
+    monkeypatch.setattr(cgroups, "_settings", vanishing)
+    made = groups.make("dk_a", Limits(), tmp_path / "r")
+    assert made.lacking == {}
+    assert all(folder.is_dir() for folder in made.joins)
+    assert len(made.joins) == 4
+
+
 def test_a_half_written_record_of_groups_means_none(tmp_path: Path) -> None:
     (tmp_path / "r").write_text('["/sys/fs/cg')
     assert Cgroups("f", "", "").remove(tmp_path / "r")
@@ -141,6 +161,26 @@ def test_host_users_are_taken_once_and_given_back(tmp_path: Path, monkeypatch: p
     layout.free_uid("dk_1")
     assert layout.take_uid("dk_3") == one
     assert Layout(Place(tmp_path / "other", "f2")).take_uid("dk_1") != one, "each fleet has a range of its own"
+
+
+def test_host_users_are_found_while_others_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    layout = Layout(Place(tmp_path, "f1"))
+    mine = layout.take_uid("dk_mine")
+    over = threading.Event()
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            layout.take_uid("dk_other")
+            layout.free_uid("dk_other")
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        assert {layout.uid("dk_mine") for _ in range(500)} == {mine}
+    finally:
+        over.set()
+        other.join()
 
 
 def test_the_lock_is_seen_without_being_taken(tmp_path: Path) -> None:

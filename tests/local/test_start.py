@@ -14,7 +14,7 @@ import pytest
 
 from cu_fleet.backends.local import door
 from cu_fleet.backends.local.launch import Launch
-from cu_fleet.model.errors import FleetError, InvalidError, UnavailableError
+from cu_fleet.model.errors import BrokenError, FleetError, InvalidError, UnavailableError
 from tests.local.support import WHO, Fleet, in_fleet, last, left_of
 from tests.support import until
 
@@ -145,6 +145,33 @@ def test_a_screen_that_does_not_come_up_is_told_with_the_log(who: str, monkeypat
         await fleet.start("dk_bad")
 
     in_fleet(who, body)
+
+
+def test_a_window_manager_that_does_not_come_up_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cu_fleet.backends.local import backend, walls
+
+    idle = walls._INIT.replace(b'"openbox", "--sm-disable"', b'"sh", "-c", "echo waits >&2; exec sleep 60"')  # noqa: SLF001
+    monkeypatch.setattr(walls, "_INIT", idle)
+    monkeypatch.setattr(backend, "_SECONDS_TO_START", 2.0)
+
+    async def body(fleet: Fleet) -> None:
+        with pytest.raises(UnavailableError, match=r"not up within 2 s(.|\n)*waits"):
+            await fleet.start()
+
+    in_fleet("user", body)
+
+
+def test_a_screen_of_another_size_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cu_fleet.backends.local import walls
+
+    command = walls.command
+    monkeypatch.setattr(walls, "command", lambda *args: [w.replace("1280x800", "1024x768") for w in command(*args)])
+
+    async def body(fleet: Fleet) -> None:
+        with pytest.raises(BrokenError, match="is 1024x768, not 1280x800"):
+            await fleet.start()
+
+    in_fleet("user", body)
 
 
 @WHO

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import secrets
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from cu_fleet.model.profile import Limits
 
 KINDS = ("memory", "pids", "cpu")
 _PERIOD = 100_000
+_TRIES = 5
+_JOIN = 'for g; do echo 0 >"$g/cgroup.procs" || exit 1; done'
 _LEAF = "cu-fleet-controller"
 
 
@@ -41,33 +44,42 @@ class Cgroups:
 
     def make(self, desktop: str, limits: Limits, record: Path) -> Groups:
         """Groups with these limits, as far as they can be had."""
-        lacking: dict[str, str] = {}
+        for _ in range(_TRIES):
+            joins, failed = self._make(desktop, limits, record)
+            if not any(isinstance(e, FileNotFoundError) for e in failed.values()):
+                break  # otherwise the last desktop to leave has taken the fleet's own folder along
+        return Groups(joins, {kind: _words_of(e) for kind, e in failed.items() if kind in KINDS})
+
+    def _make(self, desktop: str, limits: Limits, record: Path) -> tuple[tuple[Path, ...], dict[str, OSError]]:
+        failed: dict[str, OSError] = {}
         joins: dict[Path, None] = {}
         base = None
         if self.v2 is not None and not {*KINDS, "freezer"} <= self.v1.keys():
-            with _noting(lacking, "all"):
+            with _noting(failed, "base"):
                 base = self._v2_base(self.v2, desktop, record)
         for kind in (*KINDS, "freezer"):
             folder = self._folder(kind, desktop, base)
             if folder is None:
-                lacking[kind] = lacking.get("all") or f"this machine has no cgroup controller {kind}"
+                failed[kind] = failed.get("base") or OSError(0, f"this machine has no cgroup controller {kind}")
                 continue
-            with _noting(lacking, kind):
+            with _noting(failed, kind):
                 _remember(record, folder)
                 folder.mkdir(parents=True, exist_ok=True)
                 for name, value in _settings(kind, limits, folder):
                     (folder / name).write_text(value)
                 joins[folder] = None
-        for kind in ("all", "freezer"):
-            lacking.pop(kind, None)
-        return Groups(tuple(joins), lacking)
+        return tuple(joins), failed
 
     def lacking(self) -> dict[str, str]:
-        """Which limits cannot be had here, and why: found out by making a group and removing it."""
+        """Which limits cannot be had here, and why: found out by making a group, joining it and removing it."""
         with tempfile.TemporaryDirectory() as folder:
             record = Path(folder) / "cgroups"
             try:
-                return self.make(f"check-{os.getpid()}-{secrets.token_hex(4)}", Limits(), record).lacking
+                groups = self.make(f"check-{os.getpid()}-{secrets.token_hex(4)}", Limits(), record)
+                joined = subprocess.run(["/bin/sh", "-c", _JOIN, "sh", *groups.joins], check=False, capture_output=True)
+                if joined.returncode:
+                    return dict.fromkeys(KINDS, joined.stderr.decode(errors="replace").strip())
+                return groups.lacking
             finally:
                 self.remove(record)
 
@@ -189,11 +201,15 @@ def _settings(kind: str, limits: Limits, folder: Path) -> Iterator[tuple[str, st
 
 
 @contextlib.contextmanager
-def _noting(lacking: dict[str, str], kind: str) -> Iterator[None]:
+def _noting(failed: dict[str, OSError], kind: str) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        lacking[kind] = f"{e.filename}: {e.strerror}" if e.filename else str(e.strerror)
+        failed[kind] = e
+
+
+def _words_of(e: OSError) -> str:
+    return f"{e.filename}: {e.strerror}" if e.filename else str(e.strerror)
 
 
 def _enable(folder: Path, kinds: list[str]) -> None:

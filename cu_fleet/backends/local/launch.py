@@ -33,7 +33,7 @@ _NS_GET_USERNS = 0xB701
 _MNT = Path("/mnt")
 # $0 is the marker. Two forks make the rest an orphan at once; `echo 0` enters the process that writes it.
 _LAUNCH = """( cd /; umask 022; ulimit -c 0; { echo 200 >/proc/self/oom_score_adj; } 2>/dev/null
-while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs" || exit 71; shift; done; shift; exec "$@" ) &"""
+while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs" || $insist; shift; done; shift; exec "$@" ) &"""
 _WAIT = 'read go <&7 && exec "$@"'  # when whoever would say so is gone, it goes too
 _SHOW = f'mount --bind "$1" /mnt && shift && {_WAIT}'
 _TUN = """mount -t tmpfs tmpfs /mnt && mknod -m 666 /mnt/tun c 10 200 && mount --bind /mnt/tun /dev/net/tun &&
@@ -132,7 +132,8 @@ class Launch:
             fds[number] = self.holding(self.pipes.add(name))
         bwrap = ["bwrap", "--args", str(_ARGS), "--", *walls.command(self.desk, profile, label)]
         joins = [str(folder) for folder in groups.joins]
-        await self._spawn([*joins, "--", *self._as_desktop(bwrap)], fds)
+        insist = demands.options(profile).require_limits
+        await self._spawn([*joins, "--", *self._as_desktop(bwrap)], fds, insist=insist)
         for fd in set(fds.values()) - {self._sync, self._args}:
             self.let_go(fd)
 
@@ -165,8 +166,9 @@ class Launch:
             return argv
         return ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", *argv]
 
-    async def _spawn(self, words: Sequence[str], fds: dict[int, int]) -> None:
-        pid = _posix_spawn(["/bin/sh", "-c", _LAUNCH, self.desk.marker, *words], fds)
+    async def _spawn(self, words: Sequence[str], fds: dict[int, int], *, insist: bool = False) -> None:
+        script = f"insist={'exit' if insist else 'true'}; {_LAUNCH}"
+        pid = _posix_spawn(["/bin/sh", "-c", script, self.desk.marker, *words], fds)
         await asyncio.to_thread(os.waitpid, pid, 0)  # it leaves at once, and what it forked is nobody's child
 
     async def _read_info(self) -> None:

@@ -10,6 +10,7 @@ desktops/ID/frozen             which processes we stopped, where no cgroup can
 desktops/.uids/N               a link that says whose host uid N is
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -108,10 +109,11 @@ class Layout:
         yield from sorted(names | set(self._owners().values()))
 
     def _owners(self) -> dict[Path, str]:
-        try:
-            return {path: str(path.readlink()) for path in self._uids.iterdir()}
-        except FileNotFoundError:
-            return {}
+        owners = {}
+        for path in self._uids.iterdir() if self._uids.exists() else ():
+            with contextlib.suppress(FileNotFoundError):  # another desktop gives its own back at this moment
+                owners[path] = str(path.readlink())
+        return owners
 
     def uid(self, desktop: str) -> int | None:
         """The host uid this desktop has; None if it has none of its own, as when we are an ordinary user."""
