@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cu_fleet.backends.local import demands
 from cu_fleet.model.desktop import Handle
 from tests.local.support import WHO, Fleet, in_fleet, left_of, processes
 from tests.support import until
@@ -280,6 +281,26 @@ attempt("device", lambda: os.mknod("/tmp/sda", 0o60600, os.makedev(8, 0)) or "ma
 
 
 @WHO
+def test_chromium_keeps_its_own_sandbox(who: str) -> None:
+    if demands.which("chromium") is None:
+        pytest.skip("chromium is not installed here")
+
+    async def body(fleet: Fleet) -> None:
+        handle = await fleet.start(limits={"processes": 1024, "memory": "3G"})
+        await fleet.sh(handle, "setsid -f chromium --disable-gpu --no-first-run </dev/null >/dev/null 2>&1 about:blank")
+        renderers = "for p in $(pgrep -f '^[^ ]*chromium .*type=renderer'); do readlink /proc/$p/ns/pid; done"
+
+        async def rendering() -> list[str]:
+            return (await fleet.sh(handle, renderers))[1].split()
+
+        own = (await fleet.sh(handle, "readlink /proc/self/ns/pid"))[1].strip()
+        assert own not in await until(rendering, 40)
+        assert (await fleet.sh(handle, "ps axo args | grep -c '[n]o-sandbox'"))[1] == "0\n"
+
+    in_fleet(who, body)
+
+
+@WHO
 def test_hiding_from_the_controller_does_not_save_a_process(who: str) -> None:
     """It unlocks the lock, blanks the arguments that name it, and ends init; `stop` must still end all of it."""
 
@@ -400,8 +421,6 @@ def network_address() -> str:
 
 @WHO
 def test_a_network_reaches_out_but_not_the_hosts_loopback(who: str) -> None:
-    from cu_fleet.backends.local import demands
-
     if who == "user" and demands.TUN.stat().st_mode & 0o006 != 0o006:
         pytest.skip(f"{demands.TUN} is closed to ordinary users here, and `doctor` says so")
     outside = network_address()
