@@ -8,7 +8,7 @@ import pytest
 
 from cu_fleet.client import Fleet
 from cu_fleet.model.errors import FleetError
-from tests.acceptance.home import Home, check_grants, home
+from tests.acceptance.home import Home, check_grants, home, serving
 from tests.support import run, until
 
 KILLS = 12
@@ -119,16 +119,3 @@ def test_leases_outlive_a_kill_with_what_is_on_the_screen() -> None:
 
     with home() as one:
         run(body(one), timeout=90)
-
-
-async def serving(one: Home) -> None:
-    """Wait until the controller of this home answers."""
-
-    async def answers() -> bool:
-        try:
-            async with one.client() as fleet:
-                return bool(await fleet.status())
-        except (FleetError, OSError):
-            return False
-
-    await until(answers, every=0.1)
