@@ -22,7 +22,7 @@ from tests.support import run, until
 
 LEFT = "/tmp/left-by-a"
 TRAPS = [
-    (checkpoint, how)
+    pytest.param(checkpoint, how, marks=[pytest.mark.slow] if how == HANG else [])
     for checkpoint in CHECKPOINTS
     for how in (DIE, HANG, LIE, VANISH)
     if (checkpoint, how) not in {("exec.exec", LIE), ("meter.usage", LIE)} and not checkpoint.startswith("meter")
