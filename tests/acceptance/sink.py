@@ -7,6 +7,7 @@ been delivered by then.
 import os
 import re
 import sys
+from pathlib import Path
 
 from Xlib import X, display, protocol
 
@@ -18,8 +19,7 @@ atom = d.intern_atom("CU_FLEET_TEST_MARK")
 
 
 def put_mark():
-    with open(path) as log:
-        window = int(re.match(r"window (\d+)\n", log.read())[1])
+    window = int(re.match(r"window (\d+)\n", Path(path).read_text())[1])
     message = protocol.event.ClientMessage(window=window, client_type=atom, data=(32, [int(mark[0]), 0, 0, 0, 0]))
     d.send_event(window, message)
     d.sync()

@@ -1,4 +1,4 @@
-"""Revoke in the middle of an action on a real desktop: what reached the screen, what the token hears, who comes next."""
+"""Revoke in the middle of an action on a real desktop: what reaches the screen, what the token hears, who is next."""
 
 import asyncio
 import json
