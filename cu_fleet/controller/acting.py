@@ -94,7 +94,7 @@ class Acting:
         await self.core.note(work)
 
     async def _screen(self, actor: Actor, desktop: Desktop) -> Screen:
-        return await actor.connect(desktop, await self.core.endpoint(desktop))
+        return await actor.connect(desktop, await self.core.endpoint(desktop), self.core.settings.backend_timeout)
 
     async def _batch(self, actor: Actor, batch: Batch, actions: Sequence[Action]) -> list[Done]:
         done: list[Done] = []

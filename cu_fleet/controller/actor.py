@@ -50,7 +50,7 @@ class Actor:
         if self._fence:
             raise self._fence
 
-    async def connect(self, desktop: Desktop, endpoint: Endpoint | None, timeout: float = 10.0) -> Screen:
+    async def connect(self, desktop: Desktop, endpoint: Endpoint | None, timeout: float) -> Screen:
         """The desktop's screen, connected once and kept; refuses one that is not of the size it should be."""
         if self._screen and not self._screen.lost.done():
             return self._screen

@@ -141,7 +141,7 @@ class Keeper:
         desktop = await self.core.read(lambda tx: self.core.get_desktop(tx, desktop_id))
         actor = self.actors.of(desktop_id)
         await actor.disconnect()
-        screen = await actor.connect(desktop, await self.core.endpoint(desktop))
+        screen = await actor.connect(desktop, await self.core.endpoint(desktop), self.core.settings.backend_timeout)
         actor.open()  # nothing is under way any more, and whoever comes next is checked against what is written
         await actor.park_pointer()
         await screen.frame(timeout=self.core.settings.start_timeout)
@@ -301,7 +301,7 @@ class Keeper:
         error: Exception | None = None
         for _ in range(2):
             try:
-                await actor.connect(desktop, await self.core.endpoint(desktop))
+                await actor.connect(desktop, await self.core.endpoint(desktop), self.core.settings.backend_timeout)
             except (FleetError, OSError, TimeoutError) as e:
                 error = e
             else:

@@ -7,7 +7,7 @@ written down (the token only hears why), then keys and buttons lifted; the keepe
 import asyncio
 from collections.abc import Callable
 
-from cu_fleet.controller.actor import Actors
+from cu_fleet.controller.actor import Actor, Actors
 from cu_fleet.controller.core import Core, in_words, until_words
 from cu_fleet.controller.keeper import free_resources
 from cu_fleet.model import lease as lifecycle
@@ -285,7 +285,7 @@ class Leasing:
         if before.desktop:
             actor = self.actors.of(before.desktop)
             async with actor.turn:
-                await actor.let_go()
+                await self._lift(before, actor)
                 if control is Control.HUMAN:
                     actor.open()  # who may act is checked for each action: now only that person
         return await self.lease(who, lease_id)
@@ -296,7 +296,7 @@ class Leasing:
         if before.desktop and before.control is Control.HUMAN:
             await self._fenced(before, ConflictError("control goes back to the agent", code="resumed"))
             async with self.actors.of(before.desktop).turn:
-                await self.actors.of(before.desktop).let_go()
+                await self._lift(before, self.actors.of(before.desktop))
 
         def work(tx: Tx) -> None:
             lease = self._supervised(tx, who, lease_id)
@@ -465,12 +465,20 @@ class Leasing:
                 self.actors.of(lease.desktop).open()
             raise
 
+    async def _lift(self, lease: Lease, actor: Actor) -> None:
+        """Keys and buttons up. A frozen screen cannot take that in now: whoever connects next lifts them."""
+        desktop = await self.core.read(lambda tx: tx.get(Desktop, lease.desktop or ""))
+        if desktop and desktop.frozen:
+            await actor.disconnect()
+        else:
+            await actor.let_go()
+
     async def _let_go(self, lease: Lease) -> None:
         if lease.desktop is None:
             return
         actor = self.actors.of(lease.desktop)
         async with actor.turn:
-            await actor.let_go()
+            await self._lift(lease, actor)
             desktop = await self.core.read(lambda tx: tx.get(Desktop, lease.desktop or ""))
             if desktop and desktop.stage in (Stage.READY, Stage.HELD):
                 actor.open()  # it keeps its state and may serve the next one

@@ -14,6 +14,7 @@ import pytest
 
 from cu_fleet.backends.local import demands
 from cu_fleet.model.desktop import Handle
+from cu_fleet.model.errors import FleetError
 from tests.local.support import WHO, Fleet, in_fleet, left_of, processes
 from tests.support import until
 
@@ -419,10 +420,17 @@ def network_address() -> str:
         return str(s.getsockname()[0])
 
 
+async def refused_for_want_of_a_tun(fleet: Fleet) -> None:
+    """Where the tun device is closed to ordinary users, their desktops get no network, and hear why."""
+    with pytest.raises(FleetError, match=str(demands.TUN)):
+        await fleet.start(network="full")
+
+
 @WHO
 def test_a_network_reaches_out_but_not_the_hosts_loopback(who: str) -> None:
     if who == "user" and demands.TUN.stat().st_mode & 0o006 != 0o006:
-        pytest.skip(f"{demands.TUN} is closed to ordinary users here, and `doctor` says so")
+        in_fleet(who, refused_for_want_of_a_tun)
+        return
     outside = network_address()
     needle = "needle-" + secrets.token_hex(8)
 
