@@ -38,7 +38,10 @@ note() {
 
 install() {
   if [ -n "$quick" ]; then examples/install.sh --venv-only --extra dev
-  else examples/install.sh --extra dev chromium mousepad xclip postgresql; fi
+  else
+    examples/install.sh --extra dev chromium fonts-dejavu-core iproute2 mousepad postgresql procps x11-xserver-utils \
+      xclip xterm
+  fi
 }
 
 # Pytest as it goes by, so that a long run is seen to live; the log keeps it, and the last line is pytest's own count.

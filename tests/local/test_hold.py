@@ -42,7 +42,9 @@ def test_a_frozen_desktop_stands_still_and_goes_on(who: str, how: str, monkeypat
     async def body(fleet: Fleet) -> None:
         handle = await fleet.start()
         count = await counting(fleet, handle)
-        await fleet.sh(handle, "setsid -f sleep 5555 </dev/null >/dev/null 2>&1; pkill -STOP -f '^sleep 5555'")
+        await fleet.sh(
+            handle, "setsid -f sleep 5555 </dev/null >/dev/null 2>&1; until pkill -STOP -f '^sleep 5555'; do :; done"
+        )
         freeze = fleet.backend.abilities.freeze
         assert freeze is not None
         await freeze.freeze(handle)

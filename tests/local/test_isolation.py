@@ -330,7 +330,7 @@ start, end = int(fields[45]), int(fields[46])
 with open("/proc/1/mem", "r+b", buffering=0) as memory:
     memory.seek(start)
     memory.write(b"x" * (end - start))
-assert b"cu-fleet" not in open("/proc/1/cmdline", "rb").read()
+assert b"cu-fleet/" not in open("/proc/1/cmdline", "rb").read()
 for _ in range(3):
     if os.fork() == 0:
         os.setsid()
