@@ -234,6 +234,7 @@ class Keeper:
             raise UnavailableError(f"desktop {desktop.id} cannot be saved", code="no_snapshots")
         async with self.actors.of(desktop.id).turn:
             if not desktop.parked_in:
+                await self.evidence.keep(desktop, self.actors.of(desktop.id))
                 snapshot = await self.save(desktop, note="parked", purpose="parked", by="controller")
                 desktop = await self._move(desktop, Event.PARK, parked_in=snapshot.id)
             await self.forget_inside(desktop.id)

@@ -415,7 +415,7 @@ class Leasing:
             if state is LeaseState.REVOKED and bar is not None:
                 self._bar(tx, lease, bar, reason, by)
             if lease.desktop:
-                self._hand_back(tx, lease, snapshot, by)
+                self._hand_back(tx, lease, state, snapshot, by)
 
         await self._written(before, work)
         await self._let_go(before)
@@ -427,17 +427,23 @@ class Leasing:
             tx.put(agent.but(barred_until=until, bar_reason=reason or f"lease {lease.id} was revoked"))
             self.core.record(tx, "agent.barred", by, lease=lease, facts={"until": until})
 
-    def _hand_back(self, tx: Tx, lease: Lease, snapshot: bool, by: str) -> None:
+    def _hand_back(self, tx: Tx, lease: Lease, state: LeaseState, snapshot: bool, by: str) -> None:
         """The generation rises; a pool desktop is cleaned, a named one keeps its state."""
         desktop = self.core.get_desktop(tx, lease.desktop or "")
         if snapshot:
             tx.put(self._evidence(lease, desktop, by))
         if desktop.stage is Stage.HELD:
             event = Event.HAND_BACK if desktop.name else Event.CLEAN
-            tx.put(moved(desktop, event, generation=desktop.generation + 1, target=None))
+            after = moved(desktop, event, generation=desktop.generation + 1, target=None)
+            if desktop.name and state is LeaseState.REVOKED and self._can_sleep(desktop):
+                after = moved(after, Event.PARK)  # its files stay, what runs on it ends
+            tx.put(after)
         else:  # it was being restored: that goes on, to clean
             tx.put(desktop.but(generation=desktop.generation + 1, target=desktop.target if desktop.name else None))
         self.core.touch(desktop.id)
+
+    def _can_sleep(self, desktop: Desktop) -> bool:
+        return self.core.backend(desktop.backend).abilities.snapshots is not None
 
     def _evidence(self, lease: Lease, desktop: Desktop, by: str) -> Snapshot:
         return Snapshot(

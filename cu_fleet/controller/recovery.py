@@ -59,7 +59,12 @@ class Recovery:
         desktops = {x.id: x for x in (await self.core.read(self._everything))[0]}
         for row in rows:
             owner = desktops.get(row.desktop)
-            if row.purpose == "evidence" and row.state == "saving" and owner and owner.stage is Stage.CLEANING:
+            if (
+                row.purpose == "evidence"
+                and row.state == "saving"
+                and owner
+                and owner.stage in (Stage.CLEANING, Stage.PARKING)
+            ):
                 continue
             if row.backend in self.core.backends:
                 await self.snapshots.finish_delete(row)

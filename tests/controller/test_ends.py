@@ -360,3 +360,23 @@ def test_a_frozen_desktop_takes_no_input_until_it_is_thawed(tmp_path: Path) -> N
             assert again.desktop == lease.desktop
 
     run(body())
+
+
+def test_a_revoked_named_desktop_ends_what_runs_keeps_its_files_and_its_evidence(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with running(tmp_path) as fleet:
+            lease = await fleet.granted("a", desktop="finance")
+            desktop = fleet.backend.desktop(lease.desktop or "")
+            desktop.files["/home/agent/ledger"] = MemoryFile(b"x")
+            desktop.slot["out/report"] = MemoryFile(b"report")
+            await fleet.controller.revoke(ANA, lease.lease, reason="stop", bar=None, snapshot=True)
+            await fleet.settled()
+            assert (await fleet.controller.desktop(ANA, "finance")).stage == "parked"
+            assert not fleet.world.desktops
+            kinds = sorted(x.purpose for x in await fleet.controller.snapshots(ANA, None))
+            assert kinds == ["evidence", "parked"]
+            assert (tmp_path / "artifacts" / lease.lease / "out" / "report").read_bytes() == b"report"
+            back = await fleet.granted("a", desktop="finance")
+            assert "/home/agent/ledger" in fleet.backend.desktop(back.desktop or "").files
+
+    run(body())
