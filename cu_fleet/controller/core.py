@@ -265,6 +265,8 @@ def stale(desktop: Desktop) -> ConflictError:
 
 
 def folder(path: Path) -> Path:
-    """A private folder in the home, made if it is not there."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """A private folder in the home, made if it is not there, with those above it."""
+    if not path.parent.exists():
+        folder(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
     return path

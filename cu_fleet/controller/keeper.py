@@ -162,8 +162,8 @@ class Keeper:
             canary = await self._plant(backend, desktop)
             await self.forget_inside(desktop.id)
             await actor.disconnect()
-            desktop = await self._move(desktop, Event.CLEAN, boot=new_id("bt"), frozen=False)
-            await self._put_back(backend, desktop)
+            begun = await self._move(desktop, Event.CLEAN, boot=new_id("bt"), frozen=False)
+            await self._put_back(backend, begun)
             desktop = await self.core.read(lambda tx: self.core.get_desktop(tx, desktop.id))
             await self._prove(desktop.id)
             if canary and await self._exists(backend, desktop, canary):
@@ -173,7 +173,7 @@ class Keeper:
                 )
             if lease is None and backend.abilities.files:
                 await self._empty_slot(backend.abilities.files, desktop)
-            await self._cleaned(desktop, lease is not None)
+            await self._cleaned(begun)
 
     async def _empty_slot(self, files: Files, desktop: Desktop) -> None:
         await self.core.bounded(files.remove(desktop.handle, ""), "empty the slot")
@@ -192,12 +192,15 @@ class Keeper:
             await self.core.bounded(backend.stop(desktop.handle), "stop")
             await self._follow(desktop, backend.start(spec))
 
-    async def _cleaned(self, desktop: Desktop, held: bool) -> None:
+    async def _cleaned(self, begun: Desktop) -> None:
+        """Clean and proved. If it changed hands meanwhile, it is cleaned once more, for whoever comes now."""
         now = self.core.now()
 
         def work(tx: Tx) -> None:
-            current = self.core.get_desktop(tx, desktop.id)
-            event = Event.GIVE_BACK if held else Event.PROVED
+            current = self.core.get_desktop(tx, begun.id)
+            if current.generation != begun.generation:
+                return
+            event = Event.GIVE_BACK if self.core.holder_of(tx, begun.id) else Event.PROVED
             after = moved(current, event, target=None, ready_at=now, note="")
             tx.put(after)
             facts = {"to": current.target} if current.target else {}

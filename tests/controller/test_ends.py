@@ -1,13 +1,16 @@
 """Pause, revoke, reassign, expiry, kill: what reaches the screen, what the token opens, who gets the desktop next."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from cu_fleet.backends.base import Spec
 from cu_fleet.backends.memory_inside import MemoryDesktop, MemoryFile
 from cu_fleet.model.access import Caller, Grants
 from cu_fleet.model.action import parse_actions
+from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import ConflictError, DeniedError, FleetError, LeaseOverError, LeasePausedError
 from cu_fleet.model.lease import LeaseState
 from cu_fleet.model.request import Acquire, Shot
@@ -378,5 +381,38 @@ def test_a_revoked_named_desktop_ends_what_runs_keeps_its_files_and_its_evidence
             assert (tmp_path / "artifacts" / lease.lease / "out" / "report").read_bytes() == b"report"
             back = await fleet.granted("a", desktop="finance")
             assert "/home/agent/ledger" in fleet.backend.desktop(back.desktop or "").files
+
+    run(body())
+
+
+def test_a_lease_that_ends_while_its_desktop_is_restored_leaves_a_clean_one(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with running(tmp_path) as fleet:
+            lease = await fleet.granted("a")
+            desktop = fleet.backend.desktop(lease.desktop or "")
+            desktop.files["/home/agent/of-a"] = MemoryFile(b"x")
+            desktop.slot["of-a"] = MemoryFile(b"x")
+            snapshot = await fleet.controller.save(ANA, lease.lease, "")
+            begun, go_on, real = asyncio.Event(), asyncio.Event(), fleet.backend.restore
+
+            async def slowly(handle: Handle, spec: Spec) -> AsyncIterator[Handle]:
+                begun.set()
+                await go_on.wait()
+                async for better in real(handle, spec):
+                    yield better
+
+            fleet.backend.restore = slowly  # type: ignore[method-assign]
+            restoring = asyncio.create_task(fleet.controller.restore(ANA, snapshot.id), name="test: restore")
+            await begun.wait()
+            ending = asyncio.create_task(fleet.controller.release(ANA, lease.lease), name="test: release")
+            await fleet.reached(lease.lease, LeaseState.RELEASED)
+            go_on.set()
+            await asyncio.gather(restoring, ending)
+            await fleet.settled()
+            await fleet.check()
+            again = await fleet.granted("b")
+            assert again.desktop == lease.desktop
+            assert not fleet.backend.desktop(again.desktop or "").files
+            assert not fleet.backend.desktop(again.desktop or "").slot
 
     run(body())
