@@ -144,7 +144,7 @@ class Keeper:
         screen = await actor.connect(desktop, await self.core.endpoint(desktop), self.core.settings.backend_timeout)
         actor.open()  # nothing is under way any more, and whoever comes next is checked against what is written
         await actor.park_pointer()
-        await screen.frame(timeout=self.core.settings.start_timeout)
+        await screen.refresh(timeout=self.core.settings.start_timeout)
 
     # cleaning
 

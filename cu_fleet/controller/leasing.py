@@ -6,6 +6,7 @@ written down (the token only hears why), then keys and buttons lifted; the keepe
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from cu_fleet.controller.actor import Actor, Actors
 from cu_fleet.controller.core import Core, in_words, until_words
@@ -169,11 +170,17 @@ class Leasing:
         deadline = loop.time() + hold
         while True:
             rings = self.core.bell.rings
-            view = await self.core.read(lambda tx: self._view(tx, who, self._own(tx, who, lease_id)))
             left = deadline - loop.time()
-            if view.state != unlike or left <= 0 or self.core.closing:
+            still = unlike if left > 0 and not self.core.closing else None
+            view = await self.core.read(partial(self._view_unless, who, lease_id, still))
+            if view:
                 return view
             await self.core.bell.heard(rings, left)
+
+    def _view_unless(self, who: Caller, lease_id: str, state: str | None, tx: Tx) -> LeaseView | None:
+        """None while it is in this state: many may wait, and all look whenever anything changes."""
+        lease = self._own(tx, who, lease_id)
+        return None if lease.state.value == state else self._view(tx, who, lease)
 
     async def leases(self, who: Caller, *, everything: bool = False, agent: str | None = None) -> list[LeaseView]:
         """All leases for an operator, its own for an agent."""
