@@ -23,6 +23,7 @@ from cu_fleet.model.view import LeaseView
 
 WIDTH, HEIGHT = 1280, 800
 _AGENT = "bench"
+_REST = 0.25  # seconds: what ended just now still frees its memory, what began still loads
 _PAGE = ["-e", "sh", "-c", "ls -l /usr/bin; exec sleep infinity"]  # a terminal full of text, to take pictures of
 _TERMINAL = {"command": ["xterm", "-fa", "DejaVu Sans Mono", "-fs", "11", "-geometry", "120x36"], "title": "Terminal"}
 
@@ -62,9 +63,12 @@ async def starting(stage: Stage) -> AsyncGenerator[Figure, None]:
     async with house(stage.top, {}, most=2) as at:
         for number in range(stage.plan.rounds + 1):
             stage.tell(f"cold starts and rollbacks: {number} of {stage.plan.rounds}")
+            await asyncio.sleep(_REST)
             theirs.append(await bare.first_frame(stage.top, WIDTH, HEIGHT))
+            await asyncio.sleep(_REST)
             cold, lease = await _timed(_lease(at))
             ours.append(cold)
+            await asyncio.sleep(_REST)
             back.append(await _rolled_back(at, lease.lease))
             await at.fleet.remove_desktop(str(lease.lease.desktop))
     cold_series = milliseconds(ours[1:], "a lease of a desktop that does not exist yet, until its first frame is seen")
@@ -82,6 +86,7 @@ async def granting(stage: Stage) -> AsyncGenerator[Figure, None]:
         for number in range(stage.plan.rounds + 1):
             stage.tell(f"warm grants: {number} of {stage.plan.rounds}")
             await at.settled()
+            await asyncio.sleep(_REST)
             seconds, desktop = await _timed(_lease(at))
             grants.append(seconds)
             await at.settled()
