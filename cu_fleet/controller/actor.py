@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from cu_fleet.backends.base import Endpoint
 from cu_fleet.model.action import Action
@@ -20,12 +21,13 @@ from cu_fleet.rfb.hands import Hands
 from cu_fleet.rfb.screen import Screen
 
 log = logging.getLogger(__name__)
+Press = Callable[[], None]  # the keys that paste
 _REMEMBERED = 64  # answers kept for callers who ask again with the same request id
 
 
 class Actor:
     def __init__(
-        self, desktop: str, on_lost: Callable[[str], None], paste: Callable[[str, str], Awaitable[None]]
+        self, desktop: str, on_lost: Callable[[str], None], paste: Callable[[str, str, Press], Awaitable[None]]
     ) -> None:
         self.desktop = desktop
         self.turn = asyncio.Lock()
@@ -68,7 +70,7 @@ class Actor:
                 desktop=desktop.id,
             )
         self._screen = screen
-        self._hands = Hands(screen, self.check, paste_text=lambda text: self._paste(self.desktop, text))
+        self._hands = Hands(screen, self.check, paste_text=partial(self._paste, self.desktop))
         self._hands.paste_keys = "shift+insert"  # terminals know it too, with the text in both selections
         await self._hands.release_all()  # a button that an earlier connection of ours left down
         screen.lost.add_done_callback(lambda _: self._lost(screen))
@@ -144,7 +146,7 @@ class Actors:
     def __init__(self) -> None:
         self._actors: dict[str, Actor] = {}
         self.on_lost: Callable[[str], None] = lambda desktop: None
-        self.paste: Callable[[str, str], Awaitable[None]] = _no_paste  # (desktop, text) → its clipboard
+        self.paste: Callable[[str, str, Press], Awaitable[None]] = _no_paste  # by its clipboard, taken in
 
     def of(self, desktop: str) -> Actor:
         if desktop not in self._actors:
@@ -154,8 +156,8 @@ class Actors:
     def _lost(self, desktop: str) -> None:
         self.on_lost(desktop)
 
-    async def _paste(self, desktop: str, text: str) -> None:
-        await self.paste(desktop, text)
+    async def _paste(self, desktop: str, text: str, press: Press) -> None:
+        await self.paste(desktop, text, press)
 
     async def drop(self, desktop: str) -> None:
         actor = self._actors.pop(desktop, None)
@@ -167,5 +169,5 @@ class Actors:
             await self.drop(desktop)
 
 
-async def _no_paste(desktop: str, text: str) -> None:
+async def _no_paste(desktop: str, text: str, press: Press) -> None:
     raise UnavailableError(f"desktop {desktop} has no clipboard helper", code="no_clipboard")

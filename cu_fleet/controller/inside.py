@@ -6,7 +6,7 @@ by the desktop's walls, not by gates. An agent starts only what its profile list
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 
 from cu_fleet.backends.base import Exec, FileInfo, Files, Process
 from cu_fleet.controller.acting import Acting
@@ -21,6 +21,7 @@ from cu_fleet.model.lease import Lease
 from cu_fleet.stores.base import Tx
 
 _CLIPBOARD_MOST = 1 << 20
+_TAKEN_WITHIN = 2.0  # seconds; where nothing takes what is pasted, nothing that follows can come too early
 
 
 class Inside:
@@ -138,10 +139,12 @@ class Inside:
             self._helpers[desktop.id] = (desktop.boot, helper)
             return helper
 
-    async def paste_into(self, desktop_id: str, text: str) -> None:
-        """How typed text that keys cannot carry reaches the desktop: its clipboard."""
+    async def paste_into(self, desktop_id: str, text: str, press: Callable[[], None]) -> None:
+        """How text that keys cannot carry reaches the desktop: its clipboard. Returns when a program has taken it."""
         desktop = await self.core.read(lambda tx: self.core.get_desktop(tx, desktop_id))
         await self._ask(desktop, "clipboard_set", text=text, selections=["clipboard", "primary"])
+        press()
+        await self._ask(desktop, "clipboard_taken", within=_TAKEN_WITHIN)
 
     async def forget(self, desktop_id: str) -> None:
         _, helper = self._helpers.pop(desktop_id, ("", None))

@@ -105,6 +105,7 @@ class Screen:
             tuple[int, int], list[Any]
         ] = {}  # (window id, property) -> [window, type, bytes left, deadline]
         self.busy: set[int] = set()  # properties of ours that an answer is awaited in
+        self.handed = False  # whether the text set last has been handed to anybody, to its end
 
     def atom(self, name: str) -> int:
         return int(self.display.intern_atom(name))
@@ -305,7 +306,15 @@ class Screen:
             if self.display.get_selection_owner(selection) != self.window:
                 raise RefusedError("taken", "another program took the clipboard at the same moment")
             self.owned[selection] = (text, event.time)
+        self.handed = False
         return {"bytes": len(text)}
+
+    def clipboard_taken(self, within: float) -> Steps:
+        """Wait until a program has been handed the text set last: what is sent to it now, it hears after that."""
+        if not self.handed:
+            yield (lambda e: e is HANDED and self.handed), time.monotonic() + within
+        self.display.sync()
+        return {"taken": self.handed}
 
     def serve(self, e: Any) -> bool:
         """Answer other programs that want what we own; returns whether the event was for that."""
@@ -363,6 +372,7 @@ class Screen:
     def hand_over(self, requestor: Any, place: int, kind: int, data: bytes) -> None:
         if len(data) <= CHUNK:
             requestor.change_property(place, kind, 8, data)
+            self.handed = True
             return
         self.forget_stale()
         if len(self.transfers) >= MOST:
@@ -381,6 +391,7 @@ class Screen:
         transfer[2:] = data[CHUNK:], time.monotonic() + LONGEST
         if not data:
             del self.transfers[e.window.id, e.atom]
+            self.handed = True
             if window != self.window:
                 window.change_attributes(event_mask=0)
         return True
@@ -391,6 +402,15 @@ class Screen:
 
 
 PLAIN = ("text/plain;charset=utf-8", "text/plain")
+
+
+class Handed:
+    """What is offered to tasks when a text of ours was taken."""
+
+    type = "handed"
+
+
+HANDED = Handed()
 
 
 class Launch:
@@ -463,7 +483,7 @@ class Helper:
         manager, why = None, ""
         try:
             manager = self.x().manager()
-            works += ["windows", "focus", "clipboard_get", "clipboard_set", "sync"]
+            works += ["windows", "focus", "clipboard_get", "clipboard_set", "clipboard_taken", "sync"]
         except RefusedError as e:
             why = str(e)
         return {"version": VERSION, "pid": os.getpid(), "works": works, "why": why, "manager": manager}
@@ -492,6 +512,11 @@ class Helper:
         if len(data) > TEXT_LIMIT:
             raise RefusedError("too_large", f"the clipboard takes at most {TEXT_LIMIT} bytes, these are {len(data)}")
         return self.x().clipboard_set(data, list(selections))
+
+    def do_clipboard_taken(self, within: object = 1.0) -> Steps:
+        if not isinstance(within, (int, float)) or not 0 <= within <= LONGEST:
+            raise RefusedError("invalid", f"within is a number of seconds up to {LONGEST:.0f}")
+        return self.x().clipboard_taken(within)
 
     def do_launch(self, argv: object, env: object = None, cwd: object = None) -> Steps:
         if not (isinstance(argv, list) and argv and all(map(is_text, argv))):
@@ -620,8 +645,7 @@ class Helper:
                     break
                 event = self.screen.display.next_event()
                 taken += 1
-                if not self.serve(event):
-                    self.offer(event)
+                self.offer(HANDED if self.serve(event) else event)
         except StuckError:
             self.drop_screen("the X server does not answer")
         except (OSError, *X_LOST):

@@ -8,14 +8,16 @@ A server that loses its client lifts that client's keys, but TigerVNC leaves a b
 hands do, or `release_all` with them, is to lift the buttons of whoever was there before.
 
 TigerVNC makes whatever keysym it is sent, pressing shift by itself where it must. It keeps room for some twenty keysyms
-that its keyboard lacks and then drops further ones without a word: so what is beyond ASCII goes over the clipboard if
-there is a hook for it, and otherwise, within Latin-1, a few distinct ones are sent as keys and the rest refused before
-the first key. RFB has eight buttons and TigerVNC 1.12 heeds seven, so back and forward are refused by name.
+that its keyboard lacks and then drops further ones without a word: so a line with anything beyond ASCII goes over the
+clipboard if there is a hook for it (its end and its tabs remain keys), and otherwise, within Latin-1, a few distinct
+ones are sent as keys and the rest refused before the first key. RFB has eight buttons and TigerVNC 1.12 heeds seven, so
+back and forward are refused by name.
 """
 
 import asyncio
 import itertools
 import math
+import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from cu_fleet.model.action import (
@@ -48,17 +50,22 @@ _STEP = 12  # pixels between two points of a drag
 _MOST_STEPS = 24  # of one stretch of a drag
 _PACE = 0.004  # seconds between two points of a drag, so that a toolkit's own loop gets to see them
 _DWELL = 0.03  # seconds a drag rests before it begins to move and before it lets go
+_AS_KEYS = re.compile(r"([\n\r\t]+)")  # also in a text that is pasted: they submit, and go to the next field
 _FOREIGN = 12  # distinct characters beyond ASCII that are sent as keys on one connection
 
 
 class Hands:
-    """`guard` is called right before every event and stops it by raising. `paste_text` sets the desktop's clipboard."""
+    """`guard` is called right before every event and stops it by raising.
+
+    `paste_text(text, press)` sets the desktop's clipboard, presses, and returns when a program has taken the text in,
+    so that what is sent next comes after it.
+    """
 
     def __init__(
         self,
         screen: Screen,
         guard: Callable[[], None],
-        paste_text: Callable[[str], Awaitable[None]] | None = None,
+        paste_text: Callable[[str, Callable[[], None]], Awaitable[None]] | None = None,
     ) -> None:
         self.screen = screen
         self.guard = guard
@@ -201,10 +208,10 @@ class Hands:
                 self._release(held)
             case Type():
                 text = action.text.replace("\r\n", "\n")
-                if odd := self._odd(text):
-                    await self._paste(text, odd)
-                else:
-                    await self._write(text)
+                if (odd := self._odd(text)) and self.paste_text is None:
+                    raise self._untypable(odd)
+                for piece in _AS_KEYS.split(text) if odd else [text]:
+                    await (self._paste(piece) if self._odd(piece) else self._write(piece))
             case Paste():
                 await self._paste(action.text)
 
@@ -218,19 +225,23 @@ class Hands:
             if number % _BEFORE_SYNC == 0:
                 await self.screen.sync()
 
-    async def _paste(self, text: str, odd: str = "") -> None:
+    async def _paste(self, text: str) -> None:
         if self.paste_text is not None:
-            await self.paste_text(text)
-        elif odd:
-            raise UnsupportedError(
-                f"the character {odd!r} (U+{ord(odd):04X}) cannot be typed on this desktop's keyboard",
-                remedy="use the paste action",
-                code="cannot_type",
-                character=odd,
-            )
+            await self.paste_text(text, self._press_paste)
         else:
             await self.screen.set_clipboard(text)
+            self._press_paste()
+
+    def _press_paste(self) -> None:
         self._release(self._press(combo(self.paste_keys)))
+
+    def _untypable(self, char: str) -> UnsupportedError:
+        return UnsupportedError(
+            f"the character {char!r} (U+{ord(char):04X}) cannot be typed on this desktop's keyboard",
+            remedy="use the paste action",
+            code="cannot_type",
+            character=char,
+        )
 
     def _odd(self, text: str) -> str:
         """The first character that has no key, or nothing."""

@@ -154,16 +154,29 @@ def test_what_cannot_be_typed_is_refused_before_the_first_key(text: str) -> None
 def test_what_cannot_be_typed_goes_over_the_clipboard_where_there_is_a_hook() -> None:
     pasted: list[str] = []
 
-    async def paste(text: str) -> None:
+    async def paste(text: str, press: Callable[[], None]) -> None:
         pasted.append(text)
+        press()
 
-    heard = done({"type": "type", "text": "Grüße 世界"}, {"type": "paste", "text": "more"}, paste_text=paste)
-    assert pasted == ["Grüße 世界", "more"]
+    heard = done({"type": "type", "text": "Grüße 世界"}, {"type": "paste", "text": "more\n"}, paste_text=paste)
+    assert pasted == ["Grüße 世界", "more\n"]
     assert heard == tap(CTRL, "v") * 2
 
 
+def test_in_a_text_that_is_pasted_the_ends_of_lines_are_keys() -> None:
+    pasted: list[str] = []
+
+    async def paste(text: str, press: Callable[[], None]) -> None:
+        pasted.append(text)
+        press()
+
+    heard = done({"type": "type", "text": "世\tx\r\nGrüße\n"}, paste_text=paste)
+    assert pasted == ["世", "Grüße"]
+    assert heard == [*tap(CTRL, "v"), *tap(TAB), *tap("x"), *tap(RETURN), *tap(CTRL, "v"), *tap(RETURN)]
+
+
 def test_a_hook_that_fails_sends_nothing() -> None:
-    async def paste(text: str) -> None:
+    async def paste(text: str, press: Callable[[], None]) -> None:
         raise UnsupportedError("no clipboard here")
 
     with pytest.raises(UnsupportedError, match="no clipboard here"):
