@@ -115,9 +115,9 @@ class House:
         desk.frozen.unlink(missing_ok=True)
 
     def _melt(self, desk: Desk) -> None:
-        """Thaw what has been killed while it was frozen; it does not run again."""
+        """Thaw, also what is only half frozen: a process that dies meanwhile keeps its group from ever getting there."""
         folder = self.cgroups.freezer(desk.cgroups)
-        if folder is not None and cgroups.is_frozen(folder):
+        if folder is not None:
             cgroups.set_frozen(folder, frozen=False)
 
     def remove(self, desk: Desk) -> None:
