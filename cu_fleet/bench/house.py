@@ -21,6 +21,7 @@ from cu_fleet.app import clean_up
 from cu_fleet.client import Fleet
 from cu_fleet.client_http import Wire
 from cu_fleet.model.errors import FleetError, UnavailableError
+from cu_fleet.rfb.link import deadline
 from cu_fleet.settings import read_settings
 
 PROFILE = "bench"
@@ -40,7 +41,7 @@ class House:
 
     async def settled(self, within: float = 120.0) -> None:
         """Return when no desktop is on its way."""
-        async with asyncio.timeout(within):
+        async with deadline(within, "the desktops did not come to rest"):
             while True:
                 stages = {desktop.stage for desktop in await self.fleet.desktops()}
                 if stages <= {"ready", "held", "quarantined"}:

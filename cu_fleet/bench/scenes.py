@@ -5,6 +5,7 @@ the answer in hand, over TCP.
 """
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -20,6 +21,7 @@ from cu_fleet.client_http import v1
 from cu_fleet.model.audit import Entry
 from cu_fleet.model.errors import BrokenError
 from cu_fleet.model.view import LeaseView
+from cu_fleet.rfb.link import deadline
 
 WIDTH, HEIGHT = 1280, 800
 _AGENT = "bench"
@@ -59,12 +61,14 @@ Scene = Callable[[Stage], AsyncGenerator[Figure, None]]
 
 async def starting(stage: Stage) -> AsyncGenerator[Figure, None]:
     """Cold starts and rollbacks, each beside a bare start."""
-    ours, theirs, back = list[float](), list[float](), list[float]()
+    ours, theirs, opengl, back = list[float](), list[float](), list[float](), list[float]()
     async with house(stage.top, {}, most=2) as at:
         for number in range(stage.plan.rounds + 1):
             stage.tell(f"cold starts and rollbacks: {number} of {stage.plan.rounds}")
             await asyncio.sleep(_REST)
             theirs.append(await bare.first_frame(stage.top, WIDTH, HEIGHT))
+            await asyncio.sleep(_REST)
+            opengl.append(await bare.first_frame(stage.top, WIDTH, HEIGHT, opengl=True))
             await asyncio.sleep(_REST)
             cold, lease = await _timed(_lease(at))
             ours.append(cold)
@@ -73,7 +77,8 @@ async def starting(stage: Stage) -> AsyncGenerator[Figure, None]:
             await at.fleet.remove_desktop(str(lease.lease.desktop))
     cold_series = milliseconds(ours[1:], "a lease of a desktop that does not exist yet, until its first frame is seen")
     bare_series = milliseconds(theirs[1:], "bwrap Xvnc until its first frame")
-    yield Figure("cold-start", cold_series, bare_series, most=2.5)
+    beside = {"bare_with_opengl_ms": round(milliseconds(opengl[1:]).median, 1)}
+    yield Figure("cold-start", cold_series, bare_series, most=2.5, facts=beside)
     rolled = milliseconds(back[1:], "from a lease's release until its desktop is proved clean and ready")
     cold_start = Series(cold_series.unit, cold_series.values, "cold-start")
     yield Figure("rollback", rolled, cold_start, most=1.0)
@@ -111,7 +116,7 @@ async def _rolled_back(at: House, lease: LeaseView) -> float:
     began = time.perf_counter()
     await at.fleet.release(lease.lease)
     events = cast("AsyncGenerator[Entry, None]", at.fleet.events(after=last))
-    async with asyncio.timeout(60), aclosing(events):
+    async with deadline(60.0, f"desktop {lease.desktop} was not rolled back"), aclosing(events):
         async for entry in events:
             if entry.desktop == lease.desktop and entry.what in ("desktop.failed", "desktop.died"):
                 raise BrokenError(f"desktop {lease.desktop} could not be rolled back: {dict(entry.facts)}")
@@ -140,7 +145,8 @@ async def standing(stage: Stage) -> AsyncGenerator[Figure, None]:
         memory = machine.private_memory(at.pid)
         yield Figure("many-memory", megabytes([memory], f"the controller's own private memory, with {count} desktops"))
         idle = await _shares(at, asyncio.sleep(stage.plan.seconds))
-        yield Figure("many-idle", Series("%", idle[:1], "of one core: the controller while its desktops rest"))
+        rest = Series("%", (idle["controller"],), "of one core: the controller while its desktops rest")
+        yield Figure("many-idle", rest, facts={"percent_of_one_core": idle})
         stage.tell(f"{count} desktops in use, for {stage.plan.seconds:g} s")
         async for figure in _in_use(at, many, stage.plan.seconds):
             yield figure
@@ -169,15 +175,21 @@ async def _helpers_memory(at: House, desktop: Desktop) -> int:
     return sum(machine.of_desktop(marker).values()) - before
 
 
-async def _shares(at: House, work: Awaitable[object]) -> tuple[float, float]:
-    """What the controller and what the whole machine used meanwhile, each in per cent of one core."""
-    wall, own, all_ = time.perf_counter(), machine.cpu_seconds(at.pid), machine.busy_seconds()
+async def _shares(at: House, work: Awaitable[object]) -> dict[str, float]:
+    """Who used how much meanwhile, in per cent of one core; the machine's is everybody's, and of all its cores."""
+    began, before = time.perf_counter(), _used(at)
     await work
-    wall = time.perf_counter() - wall
-    return (
-        100 * (machine.cpu_seconds(at.pid) - own) / wall,
-        100 * (machine.busy_seconds() - all_) / wall,
-    )
+    wall, after = time.perf_counter() - began, _used(at)
+    return {who: round(100 * (after[who] - before[who]) / wall, 2) for who in before}
+
+
+def _used(at: House) -> dict[str, float]:
+    """CPU seconds so far."""
+    return {
+        "controller": machine.cpu_seconds(at.pid),
+        "this_client": machine.cpu_seconds(os.getpid()),
+        "machine": machine.busy_seconds(),
+    }
 
 
 async def _in_use(at: House, many: list[Desktop], seconds: float) -> AsyncGenerator[Figure, None]:
@@ -194,14 +206,14 @@ async def _in_use(at: House, many: list[Desktop], seconds: float) -> AsyncGenera
             due += 1.0
 
     work = asyncio.gather(*(use(one, number / len(many)) for number, one in enumerate(many)))
-    controller, everything = await _shares(at, work)
+    shares = await _shares(at, work)
     rates = {
         "screenshots_a_second": round(len(looks) / seconds, 1),
         "actions_a_second": round(len(acts) / seconds, 1),
-        "machine_percent_of_one_core": round(everything),
+        "percent_of_one_core": shares,
     }
     words = f"while {len(many)} desktops each take a screenshot and an action a second"
-    yield Figure("many-busy", Series("%", (controller,), f"of one core: the controller {words}"), facts=rates)
+    yield Figure("many-busy", Series("%", (shares["controller"],), f"of one core: the controller {words}"), facts=rates)
     memory = machine.private_memory(at.pid)
     yield Figure("many-busy-memory", megabytes([memory], "the controller's own private memory after that"))
     yield Figure("many-screenshot", milliseconds(looks, f"a screenshot {words}"))
