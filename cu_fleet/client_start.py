@@ -2,10 +2,11 @@
 
 It is nobody's child: a process group of its own, its words in the home's `controller.log`. If several start one at
 the same moment, the home's lock lets one live; the others end as "in conflict", which is as good: their callers go on
-asking until the winner answers.
+asking until the winner answers. But if nobody has the lock, and it is refused again and again, the conflict is another.
 """
 
 import asyncio
+import fcntl
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from cu_fleet.model.errors import ConflictError, UnavailableError
 COMMAND = (sys.executable, "-m", "cu_fleet", "up", "--on-demand")
 TIMEOUT = 60.0
 _AGAIN = 0.5
+_ALONE = 3  # refusals while nobody has the home's lock
 _TAIL = 2000  # characters of its log that we repeat
 
 
@@ -27,10 +29,14 @@ async def start_controller(home: Path, answers: Callable[[], Awaitable[bool]], t
     log = home / "controller.log"
     began = log.stat().st_size if log.exists() else 0
     process = await asyncio.to_thread(_spawn, home, log)
+    alone = 0
     try:
         async with asyncio.timeout(timeout):
             while not await answers():
                 if process.poll() == ConflictError.exit_code:  # somebody else's; or an old one that is just ending
+                    alone += not _held(home)
+                    if alone == _ALONE and not await answers():
+                        raise _failed("the controller was refused", log, began)
                     await asyncio.sleep(_AGAIN)
                     process = process if await answers() else await asyncio.to_thread(_spawn, home, log)
                 elif process.poll() is not None and not await answers():
@@ -49,6 +55,18 @@ def _spawn(home: Path, log: Path) -> subprocess.Popen[bytes]:
         raise UnavailableError(
             f"cannot start a controller in {home}: {error.strerror}", remedy="set CU_FLEET_HOME", code="no_home"
         ) from None
+
+
+def _held(home: Path) -> bool:
+    """Whether a controller has this home now."""
+    try:
+        with (home / "controller.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _detached(home: Path, out: IO[bytes]) -> subprocess.Popen[bytes]:

@@ -106,14 +106,19 @@ def _place(loc: Sequence[str | int]) -> tuple[str, str]:
     return str(where), ".".join(str(part) for part in path if isinstance(part, str) or len(path) > 1)
 
 
-async def on_http_exception(_: Request, error: Exception) -> Response:
+async def on_http_exception(request: Request, error: Exception) -> Response:
     """What the framework itself refuses: an unknown path or method, a body too large or not readable."""
     assert isinstance(error, HTTPException)
+    said = error.detail if isinstance(error.detail, str) else HTTPStatus(error.status_code).phrase
+    words = {
+        404: f"there is nothing at {request.url.path}",
+        405: f"{request.method} is nothing one can do at {request.url.path}",
+    }
     problem = {
         "type": "about:blank",
         "title": HTTPStatus(error.status_code).phrase,
         "status": error.status_code,
-        "detail": error.detail if isinstance(error.detail, str) else HTTPStatus(error.status_code).phrase,
+        "detail": words.get(error.status_code, said),
         "code": _CODES.get(error.status_code, "invalid"),
         "remedy": "see /openapi.json" if error.status_code in (404, 405) else "",
     }

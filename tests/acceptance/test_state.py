@@ -1,4 +1,4 @@
-"""What a desktop has: saved and put back exactly, rolled back to clean, and its files in and out, by the command line."""
+"""What a desktop has: saved and put back exactly, rolled back to clean; its commands, files, windows and clipboard."""
 
 import json
 import os

@@ -104,6 +104,18 @@ def test_one_that_loses_the_race_tries_again_until_somebody_answers(
     run(body())
 
 
+def test_one_that_is_refused_though_nobody_has_the_home_is_told_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        monkeypatch.setattr(client_start, "_AGAIN", 0.01)
+        _command(monkeypatch, "import sys; print('a newer database', file=sys.stderr); sys.exit(3)")
+        with pytest.raises(UnavailableError, match=r"was refused: .*a newer database"):
+            await start_controller(tmp_path, _never)
+
+    run(body())
+
+
 def test_one_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body() -> None:
         _command(monkeypatch, "import os, time; print(os.getpid(), flush=True); time.sleep(600)")
