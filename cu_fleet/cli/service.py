@@ -76,7 +76,7 @@ async def _shut_down(wire: connect.Wire) -> dict[str, Any]:
 
 
 def wait_for_end(pid: int) -> None:
-    """Until the controller has let go of the home: it does when nothing of its own is left."""
+    """Until the controller has let go of the home, which it does when nothing of its own is left, and has ended."""
     if os.environ.get("CU_FLEET_URL"):
         return
     import fcntl
@@ -88,6 +88,7 @@ def wait_for_end(pid: int) -> None:
         while time.monotonic() < until:
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                _ended(pid)
                 return
             time.sleep(0.05)
     raise TooLongError(
@@ -95,6 +96,18 @@ def wait_for_end(pid: int) -> None:
         remedy=f"its log is in {default_home()}",
         pid=pid,
     )
+
+
+def _ended(pid: int) -> None:
+    """Until the process is gone, or a moment has passed: it has nothing left to do but to end."""
+    import select
+
+    with contextlib.suppress(ProcessLookupError):
+        process = os.pidfd_open(pid)
+        try:
+            select.select([process], [], [], 5.0)
+        finally:
+            os.close(process)
 
 
 def _leftovers() -> bool:

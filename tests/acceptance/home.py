@@ -132,10 +132,11 @@ class Home:
 
     def left(self) -> list[str]:
         """What there still is of this home outside its folder, while no controller runs."""
-        if not (self.fleet_home / "secret.key").exists():
+        if "CU_FLEET_DATABASE" not in self.env and not (self.fleet_home / "fleet.db").exists():
             return []
         marks = (f"cu-fleet/{(fleet := asyncio.run(self.fleet()))}/", str(self.path))
         left = [f"process {words}" for words in command_lines() if any(mark in words for mark in marks)]
+        left += [f"process {pid} that knows the home" for pid in knowing(f"CU_FLEET_HOME={self.fleet_home}")]
         left += [f"mount {x}" for x in Path("/proc/self/mounts").read_text().splitlines() if f"{self.path}/" in x]
         left += [f"socket {x}" for x in Path("/proc/net/unix").read_text().splitlines() if any(m in x for m in marks)]
         left += [f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob(f"**/*{fleet}*")]
@@ -145,11 +146,20 @@ class Home:
 
 def command_lines() -> list[str]:
     """Of all processes but this one."""
-    found = []
+    return list(_of_processes("cmdline").values())
+
+
+def knowing(variable: str) -> list[str]:
+    """The processes that have this in their environment."""
+    return [pid for pid, words in _of_processes("environ").items() if f" {variable} " in f" {words}"]
+
+
+def _of_processes(name: str) -> dict[str, str]:
+    found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
-                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+                found[entry.name] = (entry / name).read_bytes().replace(b"\0", b" ").decode(errors="replace")
     return found
 
 
