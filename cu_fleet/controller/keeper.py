@@ -153,6 +153,8 @@ class Keeper:
         backend = self.core.backend(desktop.backend)
         actor = self.actors.of(desktop.id)
         async with actor.turn:
+            if not desktop.frozen:
+                await actor.let_go()
             lease = await self.core.read(lambda tx: self.core.holder_of(tx, desktop.id))
             if lease is None:
                 await self.evidence.keep(desktop, actor)
@@ -237,6 +239,7 @@ class Keeper:
             raise UnavailableError(f"desktop {desktop.id} cannot be saved", code="no_snapshots")
         async with self.actors.of(desktop.id).turn:
             if not desktop.parked_in:
+                await self.actors.of(desktop.id).let_go()
                 await self.evidence.keep(desktop, self.actors.of(desktop.id))
                 snapshot = await self.save(desktop, note="parked", purpose="parked", by="controller")
                 desktop = await self._move(desktop, Event.PARK, parked_in=snapshot.id)
