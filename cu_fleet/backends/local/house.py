@@ -115,7 +115,7 @@ class House:
         desk.frozen.unlink(missing_ok=True)
 
     def _melt(self, desk: Desk) -> None:
-        """Thaw, also what is only half frozen: a process that dies meanwhile keeps its group from ever getting there."""
+        """Thaw, also what is only half frozen: a process that dies then keeps its group from ever getting there."""
         folder = self.cgroups.freezer(desk.cgroups)
         if folder is not None:
             cgroups.set_frozen(folder, frozen=False)
