@@ -31,6 +31,7 @@ from cu_fleet.stores.base import Store, Tx
 from cu_fleet.stores.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
+_TELL_WITHIN = 10.0  # seconds to end all leases before the doors close
 
 # the home
 
@@ -248,7 +249,7 @@ async def _run(settings: Settings, on_demand: bool, ready: Callable[[str], None]
 
     async with controller_of(settings) as controller:
         stop = asyncio.Event()
-        everything = asyncio.Event()
+        ending: list[asyncio.Task[None]] = []
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
@@ -256,8 +257,8 @@ async def _run(settings: Settings, on_demand: bool, ready: Callable[[str], None]
         watch = asyncio.create_task(_watch_home(settings.home, stop), name="watch the home")
 
         def shut_down() -> None:
-            everything.set()
-            stop.set()
+            if not ending:
+                ending.append(asyncio.create_task(_end_leases(controller, stop), name="end the leases"))
 
         def listening(url: str) -> None:
             controller.url = url
@@ -278,10 +279,22 @@ async def _run(settings: Settings, on_demand: bool, ready: Callable[[str], None]
             )
         finally:
             watch.cancel()
-            if everything.is_set():
+            if ending:
+                await asyncio.wait(ending)
                 await controller.shut_down()
             else:
                 await controller.close()
+
+
+async def _end_leases(controller: Controller, stop: asyncio.Event) -> None:
+    """Tell everybody while the doors still answer; what could not be told in time ends all the same."""
+    try:
+        async with asyncio.timeout(_TELL_WITHIN):
+            await controller.end_leases()
+    except (FleetError, TimeoutError) as e:
+        log.warning("not every lease could be ended at once: %s", e)
+    finally:
+        stop.set()
 
 
 async def _watch_home(home: Path, stop: asyncio.Event) -> None:
@@ -308,10 +321,11 @@ async def clean_up(settings: Settings) -> bool:
             left = [x for backend in controller.core.backends.values() for x in await backend.found()]
             if not left:
                 await controller.core.store.close()
-                return False
-            await controller.start()
-            await controller.shut_down()
-            return True
+            else:
+                await controller.start()
+                await controller.shut_down()
+        (settings.home / "controller.sock").unlink(missing_ok=True)
+        return bool(left)
 
 
 def _set_up_logging(settings: Settings) -> None:

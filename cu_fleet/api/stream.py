@@ -18,6 +18,7 @@ from cu_fleet.model.errors import FleetError
 T = TypeVar("T")
 NDJSON = "application/x-ndjson"
 _END: Any = object()
+_LAST_WORD = 0.5  # seconds for a long poll that the closing itself may have answered
 
 
 class Stream(Response):
@@ -73,11 +74,12 @@ async def _set(event: asyncio.Event) -> None:
 
 
 async def until_closing(closing: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
-    """`work`, unless the door closes first: a long poll must not keep it open."""
+    """`work`, unless the door closes first: a long poll must not keep it open, but what is just settled is told."""
     working = asyncio.create_task(work, name="held: work")
     closed = asyncio.create_task(_set(closing), name="held: door")
     try:
         await asyncio.wait([working, closed], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([working], timeout=_LAST_WORD)
         if working.done():
             return working.result()
     finally:

@@ -33,7 +33,8 @@ async def acquire(wire: connect.Wire, body: dict[str, object], wait: float | Non
         return await _granted(wire, view, wait, line)
     except BaseException as error:  # also when cancelled: the request must not outlive the wish
         line.clear()
-        if not isinstance(error, LeaseOverError):
+        over = isinstance(error, LeaseOverError) or getattr(error, "code", "") == "not_granted"
+        if not over:
             await withdraw(wire, view["lease"])
         raise
     finally:

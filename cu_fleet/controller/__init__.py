@@ -118,12 +118,18 @@ class Controller:
 
     async def shut_down(self) -> None:
         """End every lease and everything that was made; named desktops keep their files, asleep. Then close."""
-        self.core.closing = True
+        self.core.ending = self.core.closing = True
         await self._passing.close()
-        for lease in await self.core.read(lambda tx: tx.find(Lease, state=tuple(x.value for x in LIVE))):
-            await self._leasing.end(lease.id, LeaseState.RELEASED, reason="cu-fleet was shut down", by="controller")
+        await self.end_leases()
         await self._end_desktops()
         await self.close()
+
+    async def end_leases(self) -> None:
+        """The first part of shutting down, while the doors are still open: who holds or awaits a desktop hears why."""
+        self.core.ending = True
+        for lease in await self.core.read(lambda tx: tx.find(Lease, state=tuple(x.value for x in LIVE))):
+            state = LeaseState.CANCELLED if lease.state is LeaseState.WAITING else LeaseState.RELEASED
+            await self._leasing.end(lease.id, state, reason="cu-fleet was shut down", by="controller")
 
     async def _end_desktops(self) -> None:
         async with asyncio.timeout(_END_TIMEOUT):

@@ -43,6 +43,7 @@ class Core:
     bell: Bell = field(default_factory=Bell)
     poke: Callable[[str], None] = lambda desktop: None  # set by the keeper: this desktop has something to do
     resting: set[str] = field(default_factory=set)  # profiles whose last starts failed: not kept warm for now
+    ending: bool = False  # nothing is granted, made or cleaned any more
     closing: bool = False
 
     def __post_init__(self) -> None:
@@ -102,7 +103,7 @@ class Core:
 
     def schedule(self, tx: Tx) -> None:
         """Carry out what the queue decides."""
-        if self.closing:
+        if self.ending or self.closing:
             return
         for decision in plan(self.queue_state(tx)).decisions:
             match decision:

@@ -158,7 +158,7 @@ class Keeper:
             lease = await self.core.read(lambda tx: self.core.holder_of(tx, desktop.id))
             if lease is None:
                 await self.evidence.keep(desktop, actor)
-            if self.core.closing and lease is None:
+            if self.core.ending and lease is None:
                 await self._move(desktop, Event.STOP)
                 return
             canary = await self._plant(backend, desktop)

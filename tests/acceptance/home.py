@@ -51,6 +51,7 @@ class Home:
         }
         self.fleet_home = path / "fleet"
         self.prefix: list[str] = []  # what the commands run under
+        self.started: list[subprocess.Popen[bytes]] = []
 
     def cli(self, *words: str, exit_code: int | None = 0, stdin: bytes | None = None, **env: str) -> Any:
         """Run a command with --json and return what it prints; its exit code must be the one expected."""
@@ -61,17 +62,14 @@ class Home:
         return json.loads(done.stdout)
 
     def run(self, *words: str, stdin: bytes | None = None, **env: str) -> subprocess.CompletedProcess[bytes]:
-        with self.start(*words, stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE, **env) as process:
-            try:
-                out, err = process.communicate(stdin, timeout=120)
-            except BaseException:
-                process.kill()
-                raise
+        process = self.start(*words, stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE, **env)
+        out, err = process.communicate(stdin, timeout=120)
+        self.started.remove(process)
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
     def start(self, *words: str, stdin: int = subprocess.DEVNULL, **env: str) -> subprocess.Popen[bytes]:
-        """A command as a process of its own, under way."""
-        return subprocess.Popen(
+        """A command as a process of its own, under way; it is ended with the home at the latest."""
+        process = subprocess.Popen(
             [*self._as_user(), *self.prefix, sys.executable, "-m", "cu_fleet", *words],
             env=self.env | env,
             cwd="/",
@@ -79,6 +77,14 @@ class Home:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+        self.started.append(process)
+        return process
+
+    def end_commands(self) -> None:
+        for process in self.started:
+            process.kill()
+            process.communicate()
+        self.started.clear()
 
     def _as_user(self) -> list[str]:
         if self.uid is None or os.geteuid() == self.uid:
@@ -181,6 +187,7 @@ def home(*, somebody: bool = False, **settings: object) -> Iterator[Home]:
         left = one.left()
         assert not left, f"left behind: {left}"
     finally:
+        one.end_commands()
         one.run("down")
         for leftover in [path, *path.parent.glob(f"{path.name}-stash-*")]:
             shutil.rmtree(leftover, ignore_errors=True)

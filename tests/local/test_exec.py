@@ -127,7 +127,7 @@ def test_kill_ends_it_and_what_it_started(who: str) -> None:
 def test_kill_wakes_who_reads_and_who_waits() -> None:
     async def body(fleet: Fleet) -> None:
         handle = await fleet.start()
-        process = await begin(fleet, handle, "sh", "-c", "setsid -f sleep 1003; sleep 1004")
+        process = await begin(fleet, handle, "sh", "-c", "setsid -f sleep 1003; exec sleep 1004")
 
         async def read() -> list[tuple[int, bytes]]:
             return [part async for part in process.output()]
