@@ -19,7 +19,7 @@ import yaml
 
 from cu_fleet.app import clean_up
 from cu_fleet.client import Fleet
-from cu_fleet.client_http import Wire
+from cu_fleet.client.http import Wire
 from cu_fleet.model.errors import FleetError, UnavailableError
 from cu_fleet.rfb.link import deadline
 from cu_fleet.settings import read_settings

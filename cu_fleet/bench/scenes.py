@@ -17,7 +17,7 @@ from cu_fleet.bench import bare, machine
 from cu_fleet.bench.figures import Figure, Series, megabytes, milliseconds
 from cu_fleet.bench.house import PROFILE, House, house
 from cu_fleet.client import Desktop
-from cu_fleet.client_http import v1
+from cu_fleet.client.http import v1
 from cu_fleet.model.audit import Entry
 from cu_fleet.model.errors import BrokenError
 from cu_fleet.model.view import LeaseView

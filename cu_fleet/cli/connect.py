@@ -20,7 +20,7 @@ from cu_fleet.model.errors import BrokenError, ConflictError, UnavailableError
 if TYPE_CHECKING:
     import threading
 
-    from cu_fleet.client_http import Wire as Wire
+    from cu_fleet.client.http import Wire as Wire
 else:
     Wire = Any  # imported with httpx when the first visit needs it
 
@@ -64,7 +64,7 @@ async def _visit(work: Callable[[Wire], Awaitable[T]], start: bool) -> T:
 def _wire(start: bool) -> Wire:
     # httpx brings a command line of its own, and with it all of Rich: a seventh of the time that a command takes.
     sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # None: "do not import", as Python has it
-    from cu_fleet.client_http import Wire
+    from cu_fleet.client.http import Wire
     from cu_fleet.settings import default_home
 
     url, token = os.environ.get("CU_FLEET_URL") or None, os.environ.get("CU_FLEET_TOKEN") or None
@@ -133,8 +133,8 @@ async def lines(
     wire: Wire, method: str, where: str, body: object = None, **query: object
 ) -> AsyncIterator[dict[str, Any]]:
     """The answer's lines of JSON as they come; an error among them is raised."""
-    from cu_fleet.client_http import error_of
-    from cu_fleet.client_http import lines as lines_of
+    from cu_fleet.client.http import error_of
+    from cu_fleet.client.http import lines as lines_of
 
     headers = {"Accept": "application/x-ndjson"}
     async with wire.stream(method, where, body=body, query=query, patience=None, headers=headers) as answer:
@@ -154,7 +154,7 @@ async def upload(wire: Wire, where: str, data: AsyncIterator[bytes], **query: ob
 
 
 async def download(wire: Wire, where: str) -> AsyncIterator[bytes]:
-    from cu_fleet.client_http import chunks
+    from cu_fleet.client.http import chunks
 
     async with wire.stream("GET", where, patience=LONG) as answer:
         async for chunk in chunks(wire, answer):

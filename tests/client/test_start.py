@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cu_fleet import client_start
 from cu_fleet.client import Desktop, Fleet
-from cu_fleet.client_start import start_controller
+from cu_fleet.client import start as client_start
+from cu_fleet.client.start import start_controller
 from cu_fleet.model.errors import UnavailableError
 from cu_fleet.model.lease import Lease
 from cu_fleet.model.view import LeaseView, lease_view

@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, TypeVar
 
-from cu_fleet.client_desktop import Desktop
-from cu_fleet.client_http import Wire, read, v1
+from cu_fleet.client.desktop import Desktop
+from cu_fleet.client.http import Wire, read, v1
 from cu_fleet.model.errors import FleetError, LeaseOverError, LeasePausedError, TooLongError, UnavailableError
 from cu_fleet.model.view import LeaseView
 

@@ -1,13 +1,4 @@
-"""The asynchronous Python client.
-
-    async with Fleet.connect() as fleet:                       # starts a controller if none runs
-        async with fleet.lease(agent="codex-a", profile="local") as desktop:
-            await desktop.click(640, 400)
-            image = await desktop.screenshot()                 # PIL.Image; .frame has id, age and sha256
-
-`Fleet` is the controller, `Desktop` what one lease opens; what they answer are the model's own records. Refusals are
-`cu_fleet.model.errors`, the same that the controller raised. `cu_fleet.sync` offers the same names, blocking.
-"""
+"""A controller, as the client sees it."""
 
 import asyncio
 import base64
@@ -19,17 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from cu_fleet.client_desktop import Desktop, Frame, Result, Time
-from cu_fleet.client_http import Wire, given, lines, read, read_line, v1
-from cu_fleet.client_lease import Errands, Leasing
+from cu_fleet.client.desktop import Desktop, Time
+from cu_fleet.client.http import Wire, given, lines, read, read_line, v1
+from cu_fleet.client.lease import Errands, Leasing
 from cu_fleet.model.audit import Entry
 from cu_fleet.model.errors import TooLongError, UnavailableError
 from cu_fleet.model.profile import Profile
 from cu_fleet.model.snapshot import Snapshot
 from cu_fleet.model.view import AgentView, DesktopView, LeaseView, OperatorView
 from cu_fleet.settings import default_home
-
-__all__ = ["Command", "Completed", "Desktop", "Fleet", "Frame", "Leasing", "Result"]
 
 _HOLD = 25.0
 _log = logging.getLogger("cu_fleet.client")

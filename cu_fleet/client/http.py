@@ -17,7 +17,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel
 
-from cu_fleet.client_start import start_controller
+from cu_fleet.client.start import start_controller
 from cu_fleet.model import errors
 from cu_fleet.model.errors import BrokenError, FleetError, InvalidError, UnavailableError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from cu_fleet.backends.base import FileInfo
-from cu_fleet.client_http import Wire, chunks, error_of, given, read, v1
+from cu_fleet.client.http import Wire, chunks, error_of, given, read, v1
 from cu_fleet.model.request import Done
 from cu_fleet.model.view import LeaseView
 
