@@ -1,11 +1,14 @@
 """Servers that many tests share."""
 
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
 pytest.register_assert_rewrite("cu_fleet.testing")  # the suites there are tests too: show the values they compared
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts with & ignore it
 
 if TYPE_CHECKING:
     from cu_fleet.testing.postgres import PrivatePostgres

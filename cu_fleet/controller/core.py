@@ -45,6 +45,7 @@ class Core:
     resting: set[str] = field(default_factory=set)  # profiles whose last starts failed: not kept warm for now
     ending: bool = False  # nothing is granted, made or cleaned any more
     closing: bool = False
+    alarm: str = ""  # what is wrong with the audit record
 
     def __post_init__(self) -> None:
         self.mint = Mint.of(self.secret)

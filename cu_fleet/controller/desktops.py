@@ -97,7 +97,7 @@ class Desktops:
             },
             "leases": {"active": leases["active"], "waiting": leases["waiting"]},
             "desktops": dict(Counter(x.stage.value for x in desktops)),
-            "audit": {"entries": head.seq if head else 0},
+            "audit": {"entries": head.seq if head else 0, "alarm": self.core.alarm or None},
         }
 
     async def metrics(self, who: Caller) -> str:
@@ -115,5 +115,6 @@ class Desktops:
         gauge("desktops_most", "Desktops there is room for.", {"": status["capacity"]["desktops"]})
         gauge("reserved_bytes", "Memory set aside.", {"": status["capacity"]["reserved_bytes"]})
         gauge("audit_entries", "Entries of the audit record.", {"": status["audit"]["entries"]})
+        gauge("audit_broken", "1 when the audit record was cut or rewritten.", {"": bool(status["audit"]["alarm"])})
         gauge("started_at_seconds", "When the controller started.", {"": self.started_at})
         return "\n".join(lines) + "\n"

@@ -1,5 +1,6 @@
 """Reading the audit record: pages, the live stream, the proof that it is whole, and its anchors."""
 
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -7,9 +8,10 @@ from cu_fleet.controller.core import Core
 from cu_fleet.controller.tokens import derived
 from cu_fleet.model.access import Caller, Role
 from cu_fleet.model.audit import Entry
-from cu_fleet.model.errors import InvalidError
+from cu_fleet.model.errors import BrokenError, InvalidError
 from cu_fleet.stores.anchors import anchor, verify_store
 
+log = logging.getLogger(__name__)
 _PAGE = 500
 _FIELDS = {"what", "who", "lease", "agent", "desktop"}
 
@@ -23,7 +25,13 @@ class Chronicle:
         return self.core.settings.home / "audit.anchors"
 
     async def anchor(self) -> None:
-        await anchor(self.core.store, self.anchors, self.core.now())
+        """Anchor the newest entry. That the record was cut or rewritten is an alarm, and stays one."""
+        try:
+            await anchor(self.core.store, self.anchors, self.core.now())
+        except BrokenError as e:
+            if not self.core.alarm:
+                log.critical("%s", e)
+            self.core.alarm = str(e)
 
     async def entries(self, who: Caller, *, after: int = 0, limit: int = _PAGE, **equal: object) -> list[Entry]:
         who.needs(Role.OBSERVER)

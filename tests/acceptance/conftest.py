@@ -27,8 +27,9 @@ def running_home() -> Iterator[Home]:
 
 @pytest.fixture
 def house(running_home: Home) -> Iterator[Home]:
-    """The running home: nothing is leased in it, before and after."""
+    """The running home: nothing is leased or kept in it, before and after."""
     yield running_home
+    print(running_home.warnings())  # pytest shows it where the test failed
     run(_cleared(running_home), timeout=90)
 
 
@@ -41,5 +42,7 @@ async def _cleared(one: Home) -> None:
                 await fleet.unbar_agent(agent.agent)
         await at_rest(fleet)
         for desktop in await fleet.desktops():
-            if desktop.name:
+            if desktop.name or desktop.profile == "small":
                 await fleet.remove_desktop(desktop.desktop)
+        for snapshot in await fleet.snapshots():
+            await fleet.delete_snapshot(snapshot.id)

@@ -136,6 +136,12 @@ class Home:
         finally:
             await store.close()
 
+    def warnings(self) -> str:
+        """What the controllers of this home complained of: shown where a test fails."""
+        logs = (self.fleet_home / "controller.log", self.path / "up.log")
+        lines = [line for log in logs if log.exists() for line in log.read_text().splitlines()]
+        return "\n".join(line for line in lines if " INFO " not in line)
+
     def left(self) -> list[str]:
         """What there still is of this home outside its folder, while no controller runs."""
         if "CU_FLEET_DATABASE" not in self.env and not (self.fleet_home / "fleet.db").exists():
@@ -186,6 +192,9 @@ def home(*, somebody: bool = False, **settings: object) -> Iterator[Home]:
         one.run("down")
         left = one.left()
         assert not left, f"left behind: {left}"
+    except BaseException:
+        print(one.warnings(), file=sys.stderr)
+        raise
     finally:
         one.end_commands()
         one.run("down")

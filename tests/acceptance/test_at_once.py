@@ -24,6 +24,7 @@ def test_three_agents_type_at_once_each_into_its_own(house: Home, tmp_path: Path
         async with fleet.lease(agent=agent, profile="local") as desktop:
             await terminal(desktop)
             await desktop.type("cat > Shared/mine\n")
+            await until(lambda: _there(fleet, desktop.id, "Shared/mine"))  # until then the shell's own line reads keys
             for _ in range(12):
                 await desktop.type(words[agent] * 3 + "\n")
                 focused = [window["title"] for window in await desktop.windows() if window["focused"]]

@@ -166,6 +166,7 @@ def test_text_in_any_script_arrives_whole_and_in_order(house: Home) -> None:
         async with house.client() as fleet, fleet.lease(agent="a", profile="small") as desktop:
             await terminal(desktop)
             await desktop.type("cat > Shared/lines\n")
+            await until(lambda: _named(desktop, "lines"))  # until then the shell's own line reads keys
             batch: list[dict[str, str]] = []
             for n in range(30):
                 batch += [{"type": "type", "text": f"{n} 漢字"}, {"type": "type", "text": " and keys "}]
