@@ -151,8 +151,8 @@ def _words(answer: dict[str, Any]) -> dict[str, output.Cell]:
         "": stages,
         "memory": f"{bar(room['reserved_bytes'], room['memory_bytes'])} {reserved}",
         "leases": f"{leases['active']} active, {leases['waiting']} waiting",
-        "audit": f"{answer['audit']['entries']} entries"
-        + (f"\n{alarm}" if (alarm := answer["audit"]["alarm"]) else ""),
+        "audit": f"{answer['audit']['entries']} entries",
+        "ALARM": answer["audit"]["alarm"],
     }
 
 
