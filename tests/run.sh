@@ -40,7 +40,7 @@ install() {
   if [ -n "$quick" ]; then examples/install.sh --venv-only --extra dev
   else
     examples/install.sh --extra dev chromium fonts-dejavu-core iproute2 mousepad postgresql procps x11-xserver-utils \
-      xclip xterm
+      x11vnc xclip xterm xvfb
   fi
 }
 
