@@ -14,6 +14,7 @@ from cu_fleet.controller.actor import Actors
 from cu_fleet.controller.clock import Clock, RealClock
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.desktops import Desktops
+from cu_fleet.controller.ending import Ending
 from cu_fleet.controller.evidence import Evidence
 from cu_fleet.controller.inside import Inside
 from cu_fleet.controller.keeper import Keeper
@@ -23,6 +24,7 @@ from cu_fleet.controller.people import People
 from cu_fleet.controller.record import Chronicle
 from cu_fleet.controller.recovery import Recovery
 from cu_fleet.controller.snapshots import Snapshots
+from cu_fleet.controller.supervising import Supervising
 from cu_fleet.controller.sweeping import Sweeper
 from cu_fleet.model.access import Caller
 from cu_fleet.model.desktop import NOT_GONE, RESTING, Desktop, Event, Stage, moved
@@ -58,7 +60,9 @@ class Controller:
         evidence = Evidence(core)
         self.keeper = Keeper(core, self.actors, evidence)
         evidence.save_snapshot = self.keeper.save
-        self._leasing = leasing = Leasing(core, self.actors)
+        self._ending = ending = Ending(core, self.actors)
+        self._leasing = leasing = Leasing(core, ending)
+        supervising = Supervising(core, self.actors, leasing, ending)
         acting = Acting(core, self.actors)
         self._inside = inside = Inside(core, self.actors, acting)
         self.actors.paste, self.keeper.forget_inside = inside.paste_into, inside.forget
@@ -67,7 +71,7 @@ class Controller:
         self._chronicle = chronicle = Chronicle(core)
         self._desktops = desktops = Desktops(core, self.keeper, self.started_at)
         self.sweeper = Sweeper(core, snapshots)
-        self._passing = Passing(core, leasing, chronicle, self.sweeper)
+        self._passing = Passing(core, ending, chronicle, self.sweeper)
         self._recovery = Recovery(core, self.actors, self.keeper, acting, snapshots)
 
         self.caller = people.caller
@@ -76,9 +80,9 @@ class Controller:
         self.operators, self.add_operator = people.operators, people.add_operator
         self.rotate_operator, self.remove_operator = people.rotate_operator, people.remove_operator
         self.acquire, self.lease, self.leases = leasing.acquire, leasing.lease, leasing.leases
-        self.renew, self.release, self.pause = leasing.renew, leasing.release, leasing.pause
-        self.resume, self.take = leasing.resume, leasing.take
-        self.revoke, self.reassign = leasing.revoke, leasing.reassign
+        self.renew, self.release = leasing.renew, leasing.release
+        self.pause, self.resume, self.take = supervising.pause, supervising.resume, supervising.take
+        self.revoke, self.reassign = supervising.revoke, supervising.reassign
         self.act, self.screenshot = acting.act, acting.screenshot
         self.files, self.put_file = inside.files, inside.put_file
         self.get_file, self.remove_file = inside.get_file, inside.remove_file
@@ -129,7 +133,7 @@ class Controller:
         self.core.ending = True
         for lease in await self.core.read(lambda tx: tx.find(Lease, state=tuple(x.value for x in LIVE))):
             state = LeaseState.CANCELLED if lease.state is LeaseState.WAITING else LeaseState.RELEASED
-            await self._leasing.end(lease.id, state, reason="cu-fleet was shut down", by="controller")
+            await self._ending.end(lease.id, state, reason="cu-fleet was shut down", by="controller")
 
     async def _end_desktops(self) -> None:
         async with asyncio.timeout(_END_TIMEOUT):

@@ -1,26 +1,19 @@
-"""Leases: asked for, granted, supervised and ended.
-
-The order in which things end is what makes a revoke final: first the fence (no further event), then the change
-written down (the token only hears why), then keys and buttons lifted; the keeper rolls the desktop back.
-"""
+"""Leases as those see them who ask for one: asked for, waited for, shown, renewed and given back."""
 
 import asyncio
-from collections.abc import Callable
 from functools import partial
 
-from cu_fleet.controller.actor import Actor, Actors
 from cu_fleet.controller.core import Core, in_words, until_words
-from cu_fleet.controller.keeper import free_resources
+from cu_fleet.controller.ending import Ending
 from cu_fleet.model import lease as lifecycle
-from cu_fleet.model.access import FOREVER, Agent, Caller, Role, check_bar, check_grants
-from cu_fleet.model.desktop import Desktop, Event, Stage, moved
+from cu_fleet.model.access import Agent, Caller, Role, check_bar, check_grants
+from cu_fleet.model.desktop import Desktop, Stage
 from cu_fleet.model.errors import ConflictError, DeniedError, FleetError, InvalidError, UnavailableError
-from cu_fleet.model.lease import LIVE, Control, Lease, LeaseState, why_not
-from cu_fleet.model.names import check_name, new_id
+from cu_fleet.model.lease import LIVE, Lease, LeaseState, why_not
+from cu_fleet.model.names import new_id
 from cu_fleet.model.profile import Profile
 from cu_fleet.model.queue import Blocked, Plan, plan
 from cu_fleet.model.request import Acquire
-from cu_fleet.model.snapshot import Snapshot
 from cu_fleet.model.view import LeaseView, lease_view
 from cu_fleet.stores.base import TakenError, Tx
 
@@ -28,9 +21,9 @@ _LIVE = tuple(state.value for state in LIVE)
 
 
 class Leasing:
-    def __init__(self, core: Core, actors: Actors) -> None:
+    def __init__(self, core: Core, ending: Ending) -> None:
         self.core = core
-        self.actors = actors
+        self.ending = ending
         self.url: str | None = None
 
     # asking
@@ -226,11 +219,11 @@ class Leasing:
         lease = self.core.get_lease(tx, lease_id)
         if who.lease is not None and who.lease != lease_id:
             raise DeniedError("a lease's token opens that lease and nothing else", code="other_lease")
-        if who.role is None and who.agent != lease.agent and not self._is_parent(tx, who, lease):
+        if who.role is None and who.agent != lease.agent and not self.is_parent(tx, who, lease):
             raise DeniedError(f"lease {lease_id} is not {who.who}'s", code="not_yours")
         return lease
 
-    def _is_parent(self, tx: Tx, who: Caller, lease: Lease) -> bool:
+    def is_parent(self, tx: Tx, who: Caller, lease: Lease) -> bool:
         child = tx.get(Agent, lease.agent)
         return who.lease is None and who.agent is not None and child is not None and child.parent == who.agent
 
@@ -259,249 +252,8 @@ class Leasing:
         if lease.live:
             waiting = lease.state is LeaseState.WAITING
             state = LeaseState.CANCELLED if waiting else LeaseState.RELEASED
-            await self.end(lease_id, state, reason="", by=who.who)
+            await self.ending.end(lease_id, state, reason="", by=who.who)
         return await self.lease(who, lease_id)
-
-    # supervising
-
-    async def pause(self, who: Caller, lease_id: str, *, reason: str = "", looking: bool = True) -> LeaseView:
-        """No further input from now on; programs and screen go on."""
-        return await self._hold(who, lease_id, Control.PAUSED, reason, looking)
-
-    async def take(self, who: Caller, lease_id: str, *, reason: str = "") -> LeaseView:
-        """An operator takes over: the agent may look, not act."""
-        who.needs(Role.OPERATOR)
-        return await self._hold(who, lease_id, Control.HUMAN, reason, True)
-
-    async def _hold(self, who: Caller, lease_id: str, control: Control, reason: str, looking: bool) -> LeaseView:
-        before = await self.core.read(lambda tx: self._supervised(tx, who, lease_id))
-        _must_be_active(before)
-        now = self.core.now()
-        held = lifecycle.stopped_clock(before, control, now, reason=reason, by=who.who, looking=looking)
-        await self._fenced(before, why_not(held))
-
-        def work(tx: Tx) -> None:
-            lease = self._supervised(tx, who, lease_id)
-            _must_be_active(lease)
-            lease = lifecycle.stopped_clock(lease, control, self.core.now(), reason=reason, by=who.who, looking=looking)
-            tx.put(lease)
-            what = "lease.taken" if control is Control.HUMAN else "lease.paused"
-            self.core.record(tx, what, who.who, lease=lease, facts={"reason": reason})
-
-        await self._written(before, work)
-        if before.desktop:
-            actor = self.actors.of(before.desktop)
-            async with actor.turn:
-                await self._lift(before, actor)
-                if control is Control.HUMAN:
-                    actor.open()  # who may act is checked for each action: now only that person
-        return await self.lease(who, lease_id)
-
-    async def resume(self, who: Caller, lease_id: str) -> LeaseView:
-        before = await self.core.read(lambda tx: self._supervised(tx, who, lease_id))
-        _must_be_active(before)
-        if before.desktop and before.control is Control.HUMAN:
-            await self._fenced(before, ConflictError("control goes back to the agent", code="resumed"))
-            async with self.actors.of(before.desktop).turn:
-                await self._lift(before, self.actors.of(before.desktop))
-
-        def work(tx: Tx) -> None:
-            lease = self._supervised(tx, who, lease_id)
-            _must_be_active(lease)
-            if lease.control is not Control.AGENT:
-                lease = lifecycle.resumed(lease, self.core.now())
-                tx.put(lease)
-                self.core.record(tx, "lease.resumed", who.who, lease=lease)
-
-        await self.core.change(work)
-        if before.desktop:
-            self.actors.of(before.desktop).open()
-        return await self.lease(who, lease_id)
-
-    async def revoke(
-        self, who: Caller, lease_id: str, *, reason: str = "", bar: float | None = 600.0, snapshot: bool = False
-    ) -> LeaseView:
-        """Take the desktop away. When this returns nothing more reaches the screen, and the token only hears why."""
-        lease = await self.core.read(lambda tx: self._supervised(tx, who, lease_id))
-        if not lease.live:
-            over = why_not(lease)
-            assert over is not None
-            raise over
-        await self.end(lease_id, LeaseState.REVOKED, reason=reason, by=who.who, bar=bar, snapshot=snapshot)
-        return await self.lease(who, lease_id)
-
-    async def reassign(
-        self, who: Caller, lease_id: str, *, to: str, clean: bool, reason: str = "", ttl: float | None = None
-    ) -> LeaseView:
-        """Hand the desktop to another agent, rolled back or as it stands, under a new lease and generation."""
-        check_name("agent", to)
-        before = await self.core.read(lambda tx: self._supervised(tx, who, lease_id))
-        _must_be_active(before)
-        why = reason or f"it was given to agent {to}"
-        over = lifecycle.ended(before, LeaseState.REASSIGNED, self.core.now(), reason=why, by=who.who)
-        await self._fenced(before, why_not(over))
-        new_lease: list[str] = []
-
-        def work(tx: Tx) -> None:
-            new_lease[:] = [self._hand_over(tx, who, lease_id, to, clean, why, ttl)]
-
-        await self._written(before, work)
-        await self._let_go(before)
-        return await self.lease(who, new_lease[0], hold=self.core.settings.start_timeout, unlike="waiting")
-
-    def _hand_over(self, tx: Tx, who: Caller, lease_id: str, to: str, clean: bool, why: str, ttl: float | None) -> str:
-        now = self.core.now()
-        old = self._supervised(tx, who, lease_id)
-        _must_be_active(old)
-        receiver = tx.get(Agent, to)
-        if receiver is None:
-            receiver = Agent(name=to, created_at=now)
-            tx.put(receiver)
-        check_bar(receiver, now, in_words(receiver.barred_until))
-        over = lifecycle.ended(old, LeaseState.REASSIGNED, now, reason=why, by=who.who)
-        tx.put(over)
-        free_resources(tx, over)
-        new = Lease(
-            id=new_id("ls"),
-            agent=to,
-            profile=old.profile,
-            backend=old.backend,
-            desktop_name=old.desktop_name,
-            resources=old.resources,
-            ttl=ttl or old.ttl,
-            place=old.place,  # nobody in line overtakes the hand-over
-            asked_at=now,
-            asked_by=who.who,
-        )
-        tx.put(new)
-        desktop = self.core.get_desktop(tx, old.desktop or "")
-        facts = {"to": to, "lease": new.id, "mode": "clean" if clean else "as-is", "data_of": old.agent}
-        self.core.record(tx, "lease.reassigned", who.who, lease=over, facts=facts)
-        if clean:
-            tx.put(moved(desktop, Event.CLEAN, generation=desktop.generation + 1, target=None, owner=None))
-            self.core.touch(desktop.id)
-        else:
-            tx.put(moved(desktop, Event.HAND_BACK, generation=desktop.generation + 1, owner=to))
-            self.core.grant(tx, new, self.core.get_desktop(tx, desktop.id))
-        return new.id
-
-    def _supervised(self, tx: Tx, who: Caller, lease_id: str) -> Lease:
-        """The lease, if this caller may pause, revoke or reassign it: operators all, a parent its children's."""
-        lease = self.core.get_lease(tx, lease_id)
-        if who.role is not None:
-            who.needs(Role.OPERATOR)
-        elif not self._is_parent(tx, who, lease):
-            raise DeniedError(f"{who.who} may not supervise lease {lease_id}", code="needs_operator")
-        return lease
-
-    # ending
-
-    async def end(
-        self,
-        lease_id: str,
-        state: LeaseState,
-        *,
-        reason: str,
-        by: str,
-        bar: float | None = None,
-        snapshot: bool = False,
-    ) -> None:
-        before = await self.core.read(lambda tx: self.core.get_lease(tx, lease_id))
-        over = lifecycle.ended(before, state, self.core.now(), reason=reason, by=by)
-        if before.state is LeaseState.ACTIVE:
-            await self._fenced(before, why_not(over))
-
-        def work(tx: Tx) -> None:
-            lease = self.core.get_lease(tx, lease_id)
-            if not lease.live:
-                return
-            over = lifecycle.ended(lease, state, self.core.now(), reason=reason, by=by)
-            tx.put(over)
-            free_resources(tx, over)
-            self.core.record(tx, f"lease.{state.value}", by, lease=over, facts={"reason": reason})
-            if state is LeaseState.REVOKED and bar is not None:
-                self._bar(tx, lease, bar, reason, by)
-            if lease.desktop:
-                self._hand_back(tx, lease, state, snapshot, by)
-
-        await self._written(before, work)
-        await self._let_go(before)
-
-    def _bar(self, tx: Tx, lease: Lease, bar: float, reason: str, by: str) -> None:
-        agent = tx.get(Agent, lease.agent)
-        if agent:
-            until = min(FOREVER, self.core.now() + bar)
-            tx.put(agent.but(barred_until=until, bar_reason=reason or f"lease {lease.id} was revoked"))
-            self.core.record(tx, "agent.barred", by, lease=lease, facts={"until": until})
-
-    def _hand_back(self, tx: Tx, lease: Lease, state: LeaseState, snapshot: bool, by: str) -> None:
-        """The generation rises; a pool desktop is cleaned, a named one keeps its state."""
-        desktop = self.core.get_desktop(tx, lease.desktop or "")
-        if snapshot:
-            tx.put(self._evidence(lease, desktop, by))
-        if desktop.stage is Stage.HELD:
-            event = Event.HAND_BACK if desktop.name else Event.CLEAN
-            after = moved(desktop, event, generation=desktop.generation + 1, target=None)
-            if desktop.name and state is LeaseState.REVOKED and self._can_sleep(desktop):
-                after = moved(after, Event.PARK)  # its files stay, what runs on it ends
-            tx.put(after)
-        else:  # it was being restored: that goes on, to clean
-            tx.put(desktop.but(generation=desktop.generation + 1, target=desktop.target if desktop.name else None))
-        self.core.touch(desktop.id)
-
-    def _can_sleep(self, desktop: Desktop) -> bool:
-        return self.core.backend(desktop.backend).abilities.snapshots is not None
-
-    def _evidence(self, lease: Lease, desktop: Desktop, by: str) -> Snapshot:
-        return Snapshot(
-            id=new_id("sn"),
-            desktop=desktop.id,
-            profile=desktop.profile,
-            backend=desktop.backend,
-            note=f"lease {lease.id} when it was revoked",
-            purpose="evidence",
-            agent=lease.agent,
-            by=by,
-            created_at=self.core.now(),
-        )
-
-    async def _fenced(self, lease: Lease, why: FleetError | None) -> None:
-        if lease.desktop and why:
-            self.actors.of(lease.desktop).fence(why)
-
-    async def _written(self, lease: Lease, work: Callable[[Tx], None]) -> None:
-        """Write the change down; if that cannot be, the fence goes back to what is written."""
-        try:
-            await self.core.change(work)
-        except BaseException:
-            if lease.desktop and lease.control is Control.AGENT:
-                self.actors.of(lease.desktop).open()
-            raise
-
-    async def _lift(self, lease: Lease, actor: Actor) -> None:
-        """Keys and buttons up. A frozen screen cannot take that in now: whoever connects next lifts them."""
-        desktop = await self.core.read(lambda tx: tx.get(Desktop, lease.desktop or ""))
-        if desktop and desktop.frozen:
-            await actor.disconnect()
-        else:
-            await actor.let_go()
-
-    async def _let_go(self, lease: Lease) -> None:
-        if lease.desktop is None:
-            return
-        actor = self.actors.of(lease.desktop)
-        async with actor.turn:
-            await self._lift(lease, actor)
-            desktop = await self.core.read(lambda tx: tx.get(Desktop, lease.desktop or ""))
-            if desktop and desktop.stage in (Stage.READY, Stage.HELD):
-                actor.open()  # it keeps its state and may serve the next one
-
-
-def _must_be_active(lease: Lease) -> None:
-    if lease.state is not LeaseState.ACTIVE:
-        over = why_not(lease)
-        assert over is not None
-        raise over
 
 
 def _asked(blocked: Blocked, lease: Lease) -> str:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from cu_fleet.controller.core import Core
-from cu_fleet.controller.leasing import Leasing
+from cu_fleet.controller.ending import Ending
 from cu_fleet.controller.record import Chronicle
 from cu_fleet.controller.sweeping import Sweeper
 from cu_fleet.model.errors import FleetError
@@ -20,9 +20,9 @@ _IDLE = 3600.0
 class Passing:
     """Three owned tasks: deadlines, heartbeat and anchor, sweep."""
 
-    def __init__(self, core: Core, leasing: Leasing, chronicle: Chronicle, sweeper: Sweeper) -> None:
+    def __init__(self, core: Core, ending: Ending, chronicle: Chronicle, sweeper: Sweeper) -> None:
         self.core = core
-        self.leasing = leasing
+        self.ending = ending
         self.chronicle = chronicle
         self.sweeper = sweeper
         self._tasks: list[asyncio.Task[None]] = []
@@ -69,7 +69,7 @@ class Passing:
                 await self._run_out(lease, now)
             elif lease.state is LeaseState.WAITING and lease.wait_until is not None and lease.wait_until <= now:
                 waited = f"it waited {now - lease.asked_at:.0f} s, as long as it was asked to"
-                await self.leasing.end(lease.id, LeaseState.CANCELLED, reason=waited, by="controller")
+                await self.ending.end(lease.id, LeaseState.CANCELLED, reason=waited, by="controller")
         times = [at for x in leases for at in (x.expires_at, x.wait_until) if at is not None and at > now]
         return min(times, default=now + _IDLE)
 
@@ -78,7 +78,7 @@ class Passing:
         current = await self.core.read(lambda tx: self.core.get_lease(tx, lease.id))
         if current.expires_at is not None and current.expires_at <= now:
             reason = f"it was not renewed for {lease.ttl:.0f} s"
-            await self.leasing.end(lease.id, LeaseState.EXPIRED, reason=reason, by="controller")
+            await self.ending.end(lease.id, LeaseState.EXPIRED, reason=reason, by="controller")
 
     async def _beat(self) -> None:
         """The time until which the controller was surely alive: the clocks of leases stand still after it."""
