@@ -18,6 +18,7 @@ from cu_fleet.model.record import Value
 MOST_ACTIONS = 500  # in one batch
 MOST_POINTS = 1000  # of one drag
 MOST_NOTCHES = 1000  # of one scroll, each way
+MOST_AREAS = 50  # that a wait ignores
 MOST_TEXT = 200_000  # bytes of UTF-8
 MOST_SECONDS = 60.0
 
@@ -75,6 +76,9 @@ Modifiers = Annotated[
     Field(max_length=8),
 ]
 Path = Annotated[tuple[Point, ...], BeforeValidator(_as_tuple), Field(min_length=2, max_length=MOST_POINTS)]
+Edge = Annotated[int, Field(ge=1, le=65536)]
+Area = Annotated[tuple[Coordinate, Coordinate, Edge, Edge], BeforeValidator(_as_tuple)]
+Areas = Annotated[tuple[Area, ...], BeforeValidator(_as_tuple), Field(max_length=MOST_AREAS)]
 TimeoutMs = Annotated[int, Field(ge=1, le=int(MOST_SECONDS * 1000))]
 
 
@@ -171,15 +175,22 @@ class Wait(_Action):
     seconds: Seconds
 
 
-class WaitStable(_Action):
+class _Watching(_Action):
+    """What of the screen counts, in pixels of the screen like all coordinates."""
+
+    region: Area | None = Field(None, description="X, Y, width and height of what counts; none: the whole screen.")
+    ignore: Areas = Field((), description="Rectangles whose changes do not count, such as a clock's.")
+    ignore_below: int = Field(0, ge=0, le=10_000_000, description="A change of fewer pixels does not count.")
+    timeout_ms: TimeoutMs = 10_000
+
+
+class WaitStable(_Watching):
     type: Literal["wait_stable"] = "wait_stable"
     quiet_ms: TimeoutMs = 300
-    timeout_ms: TimeoutMs = 10_000
 
 
-class WaitChange(_Action):
+class WaitChange(_Watching):
     type: Literal["wait_change"] = "wait_change"
-    timeout_ms: TimeoutMs = 10_000
 
 
 Action = Annotated[
@@ -218,7 +229,7 @@ def parse_actions(data: object) -> list[Action]:
 
 
 def check_on_screen(action: Action, width: int, height: int) -> None:
-    """Refuse an action with a point off the screen."""
+    """Refuse an action with a point, or a corner of a region, off the screen."""
     for x, y in _points(action):
         if not (0 <= x < width and 0 <= y < height):
             raise InvalidError(
@@ -247,6 +258,10 @@ def for_record(action: Action, redact: Redact) -> dict[str, object]:
 def _points(action: Action) -> Iterator[tuple[int, int]]:
     if isinstance(action, Drag):
         yield from action.path
+    elif isinstance(action, WaitStable | WaitChange):
+        for x, y, width, height in (*((action.region,) if action.region else ()), *action.ignore):
+            yield x, y
+            yield x + width - 1, y + height - 1
     elif isinstance(action, Move | Click | Scroll | Press | Release) and action.x is not None and action.y is not None:
         yield action.x, action.y
 

@@ -5,6 +5,7 @@ value, so equal serials mean equal pictures, whatever the server chose to send a
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 Rect = tuple[int, int, int, int]  # x, y, width, height
@@ -30,9 +31,9 @@ class Frame:
     width: int
     height: int
     pixels: bytes  # B G R x, row after row
-    at: float  # time.monotonic() when the server had proved that this is what the screen shows
+    at: float  # time.monotonic() when the last of it had come, in answer to a question
     serial: int  # two frames of one screen with the same number are equal
-    exact: bool  # whether the server can prove it; otherwise it is as new as the server's own polling
+    within: float  # seconds by which it may be older than that; 0: the server has proved it
     pointer: tuple[int, int]  # where it points
     cursor: Cursor | None  # None: hidden, not asked for, or drawn into the picture
     drawn: bool  # the server may have drawn the pointer into the picture, as long as another than we moved it last
@@ -78,13 +79,18 @@ class Canvas:
         begin, size = source_x * BYTES, width * BYTES
         self.put(rect, b"".join(rows[at : at + size] for at in range(begin, len(rows), self.stride)))
 
-    def changed_since(self, serial: int, region: Rect | None = None) -> bool:
-        """Whether anything in the region is another than it was at that serial."""
-        if self.serial == serial or region is None:
-            return self.serial != serial
+    def changed_since(
+        self, serial: int, region: Rect | None = None, ignore: Sequence[Rect] = (), below: int = 0
+    ) -> bool:
+        """Whether something may be another than at that serial, judged by the rectangles that came since.
+
+        One that lies in an ignored one or has fewer pixels does not count.
+        """
+        if self.serial == serial:
+            return False
         if self._damage[0][0] > serial + 1:
             return True  # longer ago than is remembered
-        return any(number > serial and _meet(rect, region) for number, rect in self._damage)
+        return any(number > serial and _counts(rect, region, ignore, below) for number, rect in self._damage)
 
     def _put_rows(self, start: int, size: int, pixels: bytes | bytearray) -> bool:
         data, changed = self.data, False
@@ -118,6 +124,16 @@ class Coverage:
             self._rows[row] = before | bits
             self._open -= before != self._whole and before | bits == self._whole
         return self._open == 0
+
+
+def _counts(rect: Rect, region: Rect | None, ignore: Sequence[Rect], below: int) -> bool:
+    if (region and not _meet(rect, region)) or rect[2] * rect[3] < below:
+        return False
+    return not any(_within(rect, ignored) for ignored in ignore)
+
+
+def _within(a: Rect, b: Rect) -> bool:
+    return b[0] <= a[0] and a[0] + a[2] <= b[0] + b[2] and b[1] <= a[1] and a[1] + a[3] <= b[1] + b[3]
 
 
 def _meet(a: Rect, b: Rect) -> bool:

@@ -41,6 +41,7 @@ from cu_fleet.model.action import (
 )
 from cu_fleet.model.errors import UnsupportedError
 from cu_fleet.model.keys import char_keysym, combo, keysym, modifier
+from cu_fleet.rfb.changes import Still
 from cu_fleet.rfb.screen import Screen
 
 _BUTTONS = {"left": 1, "middle": 2, "right": 4}
@@ -74,7 +75,7 @@ class Hands:
         self._keys: list[int] = []  # down, in the order they went down
         self._buttons = 0
         self._foreign: set[str] = set()
-        self._seen = screen.serial  # the picture before the latest input
+        self._seen: int | Still = screen.serial  # the picture before the latest input
         self._new = True  # a button may be down from an earlier connection
 
     @property
@@ -92,7 +93,8 @@ class Hands:
         self.guard()
         try:
             if not isinstance(action, Wait | WaitStable | WaitChange):
-                self._seen = self.screen.serial
+                if not isinstance(self._seen, Still) or self._seen.serial != self.screen.serial:
+                    self._seen = self.screen.serial
                 if self._new:
                     await self.claim_pointer()
             await self._do(action)
@@ -105,7 +107,7 @@ class Hands:
 
         Without it, `wait_change` compares with the picture as it was last looked at before the action.
         """
-        await self.screen.refresh()
+        self._seen = await self.screen.mark()
 
     async def release_all(self, timeout: float = 10.0) -> None:
         """Lift all that is down, and return when the server has taken that in. Asks no guard."""
@@ -129,9 +131,11 @@ class Hands:
             case Wait():
                 await asyncio.sleep(action.seconds)
             case WaitStable():
-                await self.screen.wait_stable(action.quiet_ms / 1000, action.timeout_ms / 1000)
+                what = (action.region, action.ignore, action.ignore_below)
+                await self.screen.wait_stable(action.quiet_ms / 1000, action.timeout_ms / 1000, *what)
             case WaitChange():
-                await self.screen.wait_change(self._seen, action.timeout_ms / 1000)
+                what = (action.region, action.ignore, action.ignore_below)
+                await self.screen.wait_change(self._seen, action.timeout_ms / 1000, *what)
             case Key() | KeyDown() | KeyUp() | HoldKey() | Type() | Paste():
                 await self._type(action)
                 await self.screen.sync()

@@ -9,7 +9,7 @@ has come. Nothing is sent while nobody looks.
 
 A server without fences is asked for the whole screen each time, twice if an older request may still be answered
 first. That is as new as what the server itself knows, and x11vnc and QEMU look at their screens by timer:
-`Frame.exact` is False then.
+`Frame.within` says by how much such a frame may be older than the question.
 
 A frame is copied in the moment its update ends, so it is whole.
 """
@@ -17,16 +17,18 @@ A frame is copied in the moment its update ends, so it is whole.
 import asyncio
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Self
 
 from cu_fleet.rfb.canvas import Coverage, Frame, Rect
+from cu_fleet.rfb.changes import Focus, Still, differs
 from cu_fleet.rfb.engine import Engine, Update
 from cu_fleet.rfb.handshake import RfbError
 from cu_fleet.rfb.link import Link, deadline, settle
 
+POLLED = 1.0  # seconds after which a server without fences has seen what was drawn, if nothing better is known of it
 _PIXEL = (0, 0, 1, 1)
 _FORGIVEN = 500.0  # messages that nobody asked for, a second
 _PACE = 0.015  # seconds between two updates of a screen that is being watched
@@ -50,7 +52,9 @@ class _Look:
 class Screen:
     """Made by `Screen.open`. `lost` is done when the connection is over, and its result says why."""
 
-    def __init__(self, password: str | None) -> None:
+    def __init__(self, password: str | None, within: float) -> None:
+        self.freshness: Callable[[], Awaitable[None]] | None = None  # awaited before a look that no fence can prove
+        self._within = within
         self._link = Link(self._feed, self._fail)
         self._engine = Engine(self._link, self, password)
         self.lost = self._link.lost
@@ -70,9 +74,14 @@ class Screen:
         self._forgiven_at = time.monotonic()
 
     @classmethod
-    async def open(cls, sock: socket.socket, password: str | None = None, timeout: float = 10.0) -> Self:
-        """Take over a connected stream socket, and return when the server has let us in and answers."""
-        screen = cls(password)
+    async def open(
+        cls, sock: socket.socket, password: str | None = None, timeout: float = 10.0, within: float = POLLED
+    ) -> Self:
+        """Take over a connected stream socket, and return when the server has let us in and answers.
+
+        `within` is how old the server's own knowledge of its screen may be, where no fence can prove what it shows.
+        """
+        screen = cls(password, within)
         try:
             async with deadline(timeout, "the screen's server did not finish its greeting"):
                 await screen._link.take(sock)
@@ -146,25 +155,54 @@ class Screen:
             await self._look_now()
         return self.serial
 
-    async def wait_change(self, since: int, timeout: float, region: Rect | None = None) -> None:
-        """Return when the picture, or a region of it, is another than at serial `since`."""
+    async def mark(self, timeout: float = 10.0) -> Still:
+        """The picture as it is now, for a `wait_change` after whatever is done next."""
+        await self.refresh(timeout)
+        return Still.of(self._engine.canvas)
+
+    async def wait_change(
+        self,
+        since: int | Still,
+        timeout: float,
+        region: Rect | None = None,
+        ignore: Sequence[Rect] = (),
+        ignore_below: int = 0,
+    ) -> None:
+        """Return when the picture, or a region of it, is another than it was: at a serial, or in a mark.
+
+        Changes in the rectangles of `ignore`, and of fewer pixels than `ignore_below`, do not count. A mark is compared
+        with pixel by pixel. Of an older serial only the rectangles are known that came since; one that counts in part
+        counts then.
+        """
+        canvas, focus = self._engine.canvas, Focus(region, tuple(ignore), ignore_below)
         async with deadline(timeout, "the screen did not change", "no_change"):
             with self._watched():
-                await self._changed(since, region)
+                if isinstance(since, Still):
+                    await self._other_than(since, focus)
+                elif not canvas.changed_since(since, region, ignore, ignore_below):
+                    await self._other_than(Still.of(canvas), focus)
 
-    async def wait_stable(self, quiet: float, timeout: float, region: Rect | None = None) -> None:
-        """Return when nothing has changed for `quiet` seconds."""
+    async def wait_stable(
+        self,
+        quiet: float,
+        timeout: float,
+        region: Rect | None = None,
+        ignore: Sequence[Rect] = (),
+        ignore_below: int = 0,
+    ) -> None:
+        """Return when nothing that counts has changed for `quiet` seconds."""
+        focus = Focus(region, tuple(ignore), ignore_below)
         async with deadline(timeout, f"the screen did not keep still for {quiet:g} s", "not_stable"):
             with self._watched():
                 while True:
                     await self._look_now()
-                    mark = self.serial
+                    still = Still.of(self._engine.canvas)
                     with suppress(TimeoutError):
                         async with asyncio.timeout(quiet):
-                            await self._changed(mark, region)
+                            await self._other_than(still, focus)
                             continue
                     await self._look_now()
-                    if not self._engine.canvas.changed_since(mark, region):
+                    if not differs(still, self._engine.canvas, focus):
                         return
 
     # Acting: sends at once, and only `Hands` does it
@@ -249,6 +287,8 @@ class Screen:
         async with self._looking:
             if self._engine.fences:
                 return await self._take(_Look(self._link.answer(), copy, whole=not self._complete, fence=self._token()))
+            if self.freshness:
+                await self.freshness()
             if self._requested:
                 await self._take(_Look(self._link.answer(), whole=True))
             return await self._take(_Look(self._link.answer(), copy, whole=True))
@@ -283,7 +323,7 @@ class Screen:
             pixels=bytes(canvas.data),
             at=time.monotonic(),
             serial=canvas.serial,
-            exact=engine.fences,
+            within=0.0 if engine.fences else self._within,
             pointer=engine.pointer,
             cursor=engine.cursor,
             drawn=engine.cursor is None,
@@ -306,8 +346,8 @@ class Screen:
         self._requested = True
         self._engine.request(rect, incremental=incremental)
 
-    async def _changed(self, since: int, region: Rect | None) -> None:
-        while not self._engine.canvas.changed_since(since, region):
+    async def _other_than(self, still: Still, focus: Focus) -> None:
+        while not differs(still, self._engine.canvas, focus):
             self._change.clear()
             await self._change.wait()
             if self._engine.error:

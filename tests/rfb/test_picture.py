@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 200, 120
 
 
 def frame(pixels: bytes, width: int = WIDTH, height: int = HEIGHT, cursor: Cursor | None = None) -> Frame:
-    return Frame(width, height, pixels, 0.0, 1, True, (50, 40), cursor, False)
+    return Frame(width, height, pixels, 0.0, 1, 0.0, (50, 40), cursor, False)
 
 
 def noise(seed: int = 1, width: int = WIDTH, height: int = HEIGHT) -> Frame:

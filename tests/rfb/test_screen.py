@@ -10,7 +10,7 @@ import pytest
 
 from cu_fleet.model.errors import TooLongError
 from cu_fleet.rfb.handshake import RfbError
-from cu_fleet.rfb.screen import Screen
+from cu_fleet.rfb.screen import POLLED, Screen
 from tests.rfb.wire import HELLO, Server, raw, rect, update
 from tests.support import run, until
 
@@ -33,13 +33,13 @@ def test_a_frame_is_whole_and_says_whether_it_is_exact(fences: bool) -> None:
             if not fences:
                 frame = await screen.frame()
                 assert frame.pixels == server.colour * (64 * 48)
-                assert not frame.exact
+                assert frame.within == POLLED
                 server.colour = b"\7\7\7\0"
                 assert (await screen.frame()).pixels == b"\7\7\7\0" * (64 * 48)
                 await screen.sync()
             else:
                 frame = await screen.frame()
-                assert frame.exact
+                assert frame.within == 0.0
                 assert frame.pixels == server.colour * (64 * 48)
                 await screen.sync()
 
