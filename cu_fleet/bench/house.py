@@ -17,7 +17,8 @@ from pathlib import Path
 
 import yaml
 
-from cu_fleet.app import clean_up
+from cu_fleet.app import clean_up, place_of
+from cu_fleet.backends.local.layout import Layout
 from cu_fleet.client import Fleet
 from cu_fleet.client.http import Wire
 from cu_fleet.model.errors import FleetError, UnavailableError
@@ -34,10 +35,16 @@ class House:
     fleet: Fleet
     wire: Wire  # the same controller, with nothing of the client's own around the answers
     pid: int
+    home: Path
     label: str  # the fleet's id, part of every desktop's marker
 
     def marker(self, desktop: str) -> str:
         return f"cu-fleet/{self.label}/{desktop}"
+
+    def screen_of(self, desktop: str) -> Path:
+        """The socket on which a desktop's own server speaks RFB: the back door, for whom we are compared with."""
+        layout = Layout(place_of(read_settings(self.home, env={}), self.label))
+        return layout.desk(desktop).run / "rfb.sock"
 
     async def settled(self, within: float = 120.0) -> None:
         """Return when no desktop is on its way."""
@@ -60,7 +67,7 @@ async def house(top: Path, recipe: Mapping[str, object], most: int) -> AsyncIter
         wire = Wire(url=url, token=token, home=home, start=False)
         async with Fleet.connect(url=url, token=token) as fleet, contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(wire.close)
-            yield House(fleet, wire, process.pid, str((await fleet.status())["fleet"]))
+            yield House(fleet, wire, process.pid, home, str((await fleet.status())["fleet"]))
     finally:
         await _to_its_end(_down(process, home))
 

@@ -73,6 +73,11 @@ def private_memory(pid: int) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024
 
 
+def descriptors(pid: int) -> int:
+    """How many file descriptors a process has open."""
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
 def cpu_seconds(pid: int) -> float:
     """What a process has used so far, without its children."""
     fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()

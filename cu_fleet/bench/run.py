@@ -10,7 +10,8 @@ from pathlib import Path
 from cu_fleet.app import checks
 from cu_fleet.bench import machine
 from cu_fleet.bench.figures import Figure
-from cu_fleet.bench.scenes import SCENES, Plan, Stage
+from cu_fleet.bench.programme import SCENES
+from cu_fleet.bench.stage import Plan, Stage
 from cu_fleet.model.errors import UnavailableError
 from cu_fleet.settings import Settings
 

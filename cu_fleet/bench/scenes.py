@@ -1,59 +1,24 @@
-"""The scenes of the `local` backend: leases one by one, many desktops at once, and one agent at work.
-
-A scene is told which rounds to make, and yields its figures. The clock is the client's own: it runs from the call to
-the answer in hand, over TCP.
-"""
+"""The scenes of the `local` backend: leases one by one, and many desktops at once."""
 
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
-from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 from cu_fleet.bench import bare, machine
 from cu_fleet.bench.figures import Figure, Series, megabytes, milliseconds
-from cu_fleet.bench.house import PROFILE, House, house
+from cu_fleet.bench.house import House, house
+from cu_fleet.bench.stage import AGENT, REST, Stage, click, lease, look, terminal, timed
 from cu_fleet.client import Desktop
-from cu_fleet.client.http import v1
 from cu_fleet.model.audit import Entry
 from cu_fleet.model.errors import BrokenError
 from cu_fleet.model.view import LeaseView
 from cu_fleet.rfb.link import deadline
 
 WIDTH, HEIGHT = 1280, 800
-_AGENT = "bench"
-_REST = 0.25  # seconds: what ended just now still frees its memory, what began still loads
-_PAGE = ["-e", "sh", "-c", "ls -l /usr/bin; exec sleep infinity"]  # a terminal full of text, to take pictures of
-_TERMINAL = {"command": ["xterm", "-fa", "DejaVu Sans Mono", "-fs", "11", "-geometry", "120x36"], "title": "Terminal"}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much is measured."""
-
-    rounds: int
-    desktops: int
-    seconds: float  # how long idleness and load are watched
-
-    @property
-    def calls(self) -> int:
-        """Of what takes milliseconds, in each round."""
-        return 25
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What a scene has: a folder of its own, the plan, and someone to tell how far it is."""
-
-    top: Path
-    plan: Plan
-    tell: Callable[[str], None]
-
-
-Scene = Callable[[Stage], AsyncGenerator[Figure, None]]
+_EACH_SECOND = 2  # screenshots, and as many actions, that each of many desktops takes
 
 
 # one lease at a time
@@ -65,16 +30,16 @@ async def starting(stage: Stage) -> AsyncGenerator[Figure, None]:
     async with house(stage.top, {}, most=2) as at:
         for number in range(stage.plan.rounds + 1):
             stage.tell(f"cold starts and rollbacks: {number} of {stage.plan.rounds}")
-            await asyncio.sleep(_REST)
+            await asyncio.sleep(REST)
             theirs.append(await bare.first_frame(stage.top, WIDTH, HEIGHT))
-            await asyncio.sleep(_REST)
+            await asyncio.sleep(REST)
             opengl.append(await bare.first_frame(stage.top, WIDTH, HEIGHT, opengl=True))
-            await asyncio.sleep(_REST)
-            cold, lease = await _timed(_lease(at))
+            await asyncio.sleep(REST)
+            cold, desktop = await timed(lease(at))
             ours.append(cold)
-            await asyncio.sleep(_REST)
-            back.append(await _rolled_back(at, lease.lease))
-            await at.fleet.remove_desktop(str(lease.lease.desktop))
+            await asyncio.sleep(REST)
+            back.append(await _rolled_back(at, desktop.lease))
+            await at.fleet.remove_desktop(str(desktop.lease.desktop))
     cold_series = milliseconds(ours[1:], "a lease of a desktop that does not exist yet, until its first frame is seen")
     bare_series = milliseconds(theirs[1:], "bwrap Xvnc until its first frame")
     beside = {"bare_with_opengl_ms": round(milliseconds(opengl[1:]).median, 1)}
@@ -91,8 +56,8 @@ async def granting(stage: Stage) -> AsyncGenerator[Figure, None]:
         for number in range(stage.plan.rounds + 1):
             stage.tell(f"warm grants: {number} of {stage.plan.rounds}")
             await at.settled()
-            await asyncio.sleep(_REST)
-            seconds, desktop = await _timed(_lease(at))
+            await asyncio.sleep(REST)
+            seconds, desktop = await timed(lease(at))
             grants.append(seconds)
             await at.settled()
             await at.fleet.release(desktop.id)
@@ -100,27 +65,17 @@ async def granting(stage: Stage) -> AsyncGenerator[Figure, None]:
     yield Figure("warm-grant", milliseconds(grants[1:], "a lease of a desktop that stands ready"), most=10)
 
 
-async def _lease(at: House, agent: str = _AGENT) -> Desktop:
-    return await at.fleet.acquire(agent=agent, profile=PROFILE, wait=300)
-
-
-async def _timed(work: Awaitable[Desktop]) -> tuple[float, Desktop]:
-    began = time.perf_counter()
-    desktop = await work
-    return time.perf_counter() - began, desktop
-
-
-async def _rolled_back(at: House, lease: LeaseView) -> float:
+async def _rolled_back(at: House, held: LeaseView) -> float:
     """Release it; the seconds until the record says that its desktop is ready."""
     last = int((await at.fleet.status())["audit"]["entries"])
     began = time.perf_counter()
-    await at.fleet.release(lease.lease)
+    await at.fleet.release(held.lease)
     events = cast("AsyncGenerator[Entry, None]", at.fleet.events(after=last))
-    async with deadline(60.0, f"desktop {lease.desktop} was not rolled back"), aclosing(events):
+    async with deadline(60.0, f"desktop {held.desktop} was not rolled back"), aclosing(events):
         async for entry in events:
-            if entry.desktop == lease.desktop and entry.what in ("desktop.failed", "desktop.died"):
-                raise BrokenError(f"desktop {lease.desktop} could not be rolled back: {dict(entry.facts)}")
-            if entry.desktop == lease.desktop and entry.what == "desktop.rolled_back":
+            if entry.desktop == held.desktop and entry.what in ("desktop.failed", "desktop.died"):
+                raise BrokenError(f"desktop {held.desktop} could not be rolled back: {dict(entry.facts)}")
+            if entry.desktop == held.desktop and entry.what == "desktop.rolled_back":
                 break
     return time.perf_counter() - began
 
@@ -131,11 +86,11 @@ async def _rolled_back(at: House, lease: LeaseView) -> float:
 async def standing(stage: Stage) -> AsyncGenerator[Figure, None]:
     """All desktops at once: how long until they stand, what they cost while nothing happens, and then in use."""
     count = stage.plan.desktops
-    async with house(stage.top, {"launch": {"terminal": _TERMINAL}}, most=count + 1) as at:
-        first = await _lease(at, "first")  # loads what is loaded once
+    async with house(stage.top, {"launch": terminal()}, most=count + 1) as at:
+        first = await lease(at, "first")  # loads what is loaded once
         stage.tell(f"{count} desktops at once")
         began = time.perf_counter()
-        many = await asyncio.gather(*(_lease(at, f"{_AGENT}-{number}") for number in range(count)))
+        many = await asyncio.gather(*(lease(at, f"{AGENT}-{number}") for number in range(count)))
         stand = Series("s", (time.perf_counter() - began,), f"{count} leases asked for at once, until all are granted")
         await at.fleet.release(first.id)
         await at.settled()
@@ -193,87 +148,28 @@ def _used(at: House) -> dict[str, float]:
 
 
 async def _in_use(at: House, many: list[Desktop], seconds: float) -> AsyncGenerator[Figure, None]:
-    """Each desktop takes a screenshot and an action a second, not all in the same moment."""
+    """Each desktop takes its screenshots and actions at its own moments, as well as the machine can follow."""
     looks, acts = list[float](), list[float]()
     end = time.perf_counter() + seconds
 
     async def use(desktop: Desktop, delay: float) -> None:
         due = time.perf_counter() + delay
-        while due < end:
-            await asyncio.sleep(due - time.perf_counter())
-            looks.append(await _look(at, desktop))
-            acts.append(await _click(desktop, len(acts)))
-            due += 1.0
+        while max(due, time.perf_counter()) < end:
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            looks.append(await look(at, desktop))
+            acts.append(await click(desktop, len(acts)))
+            due += 1 / _EACH_SECOND
 
-    work = asyncio.gather(*(use(one, number / len(many)) for number, one in enumerate(many)))
+    work = asyncio.gather(*(use(one, number / len(many) / _EACH_SECOND) for number, one in enumerate(many)))
     shares = await _shares(at, work)
     rates = {
         "screenshots_a_second": round(len(looks) / seconds, 1),
         "actions_a_second": round(len(acts) / seconds, 1),
         "percent_of_one_core": shares,
     }
-    words = f"while {len(many)} desktops each take a screenshot and an action a second"
+    words = f"while {len(many)} desktops each take {_EACH_SECOND} screenshots and {_EACH_SECOND} actions a second"
     yield Figure("many-busy", Series("%", (shares["controller"],), f"of one core: the controller {words}"), facts=rates)
     memory = machine.private_memory(at.pid)
     yield Figure("many-busy-memory", megabytes([memory], "the controller's own private memory after that"))
     yield Figure("many-screenshot", milliseconds(looks, f"a screenshot {words}"))
     yield Figure("many-action", milliseconds(acts, f"a click {words}"))
-
-
-# one agent at work
-
-
-async def working(stage: Stage) -> AsyncGenerator[Figure, None]:
-    """One agent and one desktop, one call after another."""
-    clicks, rates, batches, looks = list[float](), list[float](), list[float](), list[float]()
-    calls = stage.plan.calls
-    async with house(stage.top, {"launch": {"terminal": _TERMINAL}}, most=2) as at:
-        desktop = await _lease(at)
-        await desktop.launch("terminal", *_PAGE)
-        await desktop.wait_stable()
-        for number in range(stage.plan.rounds + 1):
-            stage.tell(f"an agent at work: {number} of {stage.plan.rounds}")
-            round_ = [await _click(desktop, each) for each in range(calls)]
-            began = time.perf_counter()
-            await desktop.act([{"type": "move", "x": 10 + each, "y": 10} for each in range(calls)])
-            batch = calls / (time.perf_counter() - began)
-            pictures = [await _look(at, desktop) for _ in range(calls)]
-            if number:
-                clicks += round_
-                rates.append(calls / sum(round_))
-                batches.append(batch)
-                looks += pictures
-    yield Figure("action", milliseconds(clicks, "a click, until it is acknowledged"))
-    yield Figure("actions", _rate(rates, "clicks one after another, each a call of its own"))
-    yield Figure("actions-batch", _rate(batches, f"moves, {calls} in one call"))
-    size = f"{WIDTH}×{HEIGHT}"
-    yield Figure("screenshot", milliseconds(looks, f"a lossless PNG of {size}, a terminal full of text, over HTTP"))
-
-
-def _rate(values: list[float], what: str) -> Series:
-    return Series("/s", tuple(values), what, more_is_better=True)
-
-
-async def _click(desktop: Desktop, number: int) -> float:
-    began = time.perf_counter()
-    await desktop.click(8 + number % 100, HEIGHT - 8)
-    return time.perf_counter() - began
-
-
-async def _look(at: House, desktop: Desktop) -> float:
-    """Without decoding it, which is the caller's affair."""
-    began = time.perf_counter()
-    await at.wire.call("GET", v1("leases", desktop.id, "screenshot"), token=desktop.lease.token)
-    return time.perf_counter() - began
-
-
-SCENES: dict[Scene, tuple[str, ...]] = {
-    starting: ("cold-start", "rollback"),
-    granting: ("warm-grant",),
-    standing: (
-        *("many-start", "memory", "many-memory", "many-idle"),
-        *("many-busy", "many-busy-memory", "many-screenshot", "many-action"),
-    ),
-    working: ("action", "actions", "actions-batch", "screenshot"),
-}
-ROWS = tuple(row for rows in SCENES.values() for row in rows)

@@ -10,8 +10,10 @@ import pytest
 
 from cu_fleet.bench.figures import Figure, Series, milliseconds
 from cu_fleet.bench.machine import private_memory
-from cu_fleet.bench.scenes import ROWS
+from cu_fleet.bench.programme import ON_DEMAND, ROWS, rows_of
 from tests.cli.support import Ended, cli, finished, start
+
+_PEERS_AIM = {"scrot": 8.0, "vncdotool": 8.0}
 
 
 def test_the_95th_percentile_is_what_19_of_20_kept_to() -> None:
@@ -35,6 +37,28 @@ def test_a_figure_as_a_document_and_as_a_line() -> None:
     assert (told["median"], told["p95"], told["rounds"], told["ratio"], told["met"]) == (35, 40, 2, 3.5, False)
     assert told["aim"] == {"at_most": 2.5, "unit": "times"}
     assert figure.cells() == ["x", "35.0 ms", "40.0 ms", "10.0 ms", "3.50×", "≤ 2.5×", "missed", "ours; against theirs"]
+
+
+def test_who_else_does_it_is_told_beside_us_or_said_to_be_missing() -> None:
+    others = {"scrot": Series("ms", (90.0,)), "xdotool": "xdotool is not installed here"}
+    figure = Figure("x", Series("ms", (10.0,)), Series("ms", (5.0,)), most=3, others=others, times_faster={"scrot": 8})
+    assert figure.met is True
+    assert figure.json()["others"]["scrot"]["times_ours"] == 9
+    assert figure.json()["others"]["xdotool"] == {"missing": "xdotool is not installed here"}
+    assert "missing" in figure.cells_beside()
+    slow = Figure("x", Series("ms", (20.0,)), others=others, times_faster={"scrot": 8})
+    assert (slow.met, slow.verdict) == (False, "missed")
+
+
+def test_an_aim_beside_one_that_is_missing_is_not_judged() -> None:
+    figure = Figure("x", Series("ms", (1.0,)), most=3, others={"scrot": "missing"}, times_faster={"scrot": 8})
+    assert (figure.met, figure.verdict) == (None, "not judged")
+
+
+def test_a_soak_is_run_only_if_asked_for() -> None:
+    assert not set(rows_of([])) & set(ON_DEMAND)
+    assert set(rows_of(["soak"])) == set(ON_DEMAND)
+    assert rows_of(["click"]) == ["click-http", "click-client"]
 
 
 def test_our_own_memory_can_be_read() -> None:
@@ -79,12 +103,14 @@ def test_a_glance_measures_every_row_and_leaves_nothing(temporary: Path) -> None
     ended = measured(temporary, "--quick", "--rounds", "1", "--json")
     assert ended.code == 0, ended.err
     told = ended.json
-    assert tuple(row["row"] for row in told["rows"]) == ROWS
+    assert tuple(row["row"] for row in told["rows"]) == tuple(row for row in ROWS if row not in ON_DEMAND)
     assert all(row["median"] >= 0 and row["p95"] >= 0 and row["rounds"] >= 1 for row in told["rows"])
     assert {"cores", "memory_bytes", "kernel", "versions"} <= set(told["machine"])
     rows = {row["row"]: row for row in told["rows"]}
     aimed = {"cold-start", "rollback", "warm-grant", "memory"}
-    assert {name for name, row in rows.items() if row["met"] is not None} == aimed
+    assert aimed <= {name for name, row in rows.items() if row["met"] is not None}
+    assert rows["png-1280x800-http"]["aim"] == {"at_most": 3, "unit": "times", "times_faster": _PEERS_AIM}
+    assert set(rows["click-http"]["others"]) == {"vncdotool", "xdotool"}
     assert {"Xvnc", "openbox", "bwrap"} <= set(rows["memory"]["facts"]["by_program_mb"])
     assert rows["memory"]["facts"]["helper_mb"] > 0
     assert rows["many-busy"]["facts"]["screenshots_a_second"] > 0
