@@ -39,8 +39,8 @@ note() {
 install() {
   if [ -n "$quick" ]; then examples/install.sh --venv-only --extra dev
   else
-    examples/install.sh --extra dev chromium fonts-dejavu-core iproute2 mousepad postgresql procps x11-xserver-utils \
-      x11vnc xclip xterm xvfb
+    examples/install.sh --extra dev busybox-static chromium fonts-dejavu-core iproute2 mousepad postgresql procps \
+      qemu-system-x86 x11-xserver-utils x11vnc xclip xterm xvfb
   fi
 }
 
