@@ -1,7 +1,8 @@
 """What the controller asks of a backend: four verbs, and abilities it may have besides.
 
 Write down before you create: `start` yields the handle it is *about* to create, then each better one, and the
-caller stores each before asking for the next. `stop` takes any handle ever yielded, any number of times, also while
+caller stores each before asking for the next; one that says `SCREEN_ANSWERS` lets the caller look at the screen
+while the rest comes up. `stop` takes any handle ever yielded, any number of times, also while
 nothing of it exists. A backend keeps no state of its own in memory that a restart would lose.
 """
 
@@ -13,6 +14,8 @@ from typing import Protocol
 
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.profile import Profile
+
+SCREEN_ANSWERS = "screen"  # true in a handle whose screen can be connected to before `start` has come to its end
 
 
 @dataclass(frozen=True)

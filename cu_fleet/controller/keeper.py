@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from cu_fleet.backends.base import Backend, Files, Spec
+from cu_fleet.backends.base import SCREEN_ANSWERS, Backend, Files, Spec
 from cu_fleet.controller.actor import Actors
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.evidence import Evidence
@@ -104,8 +104,7 @@ class Keeper:
         if desktop.handle:  # left half-made by a controller that was killed
             await self.core.bounded(backend.stop(desktop.handle), "stop")
         desktop = await self._move(desktop, Event.START, boot=new_id("bt"))
-        await self._follow(desktop, backend.start(self._spec(desktop, desktop.parked_in)))
-        await self._prove(desktop.id)
+        await self._make(desktop, backend.start(self._spec(desktop, desktop.parked_in)))
         self.failures[desktop.profile] = 0
         self.core.resting.discard(desktop.profile)
         await self._move(
@@ -123,21 +122,38 @@ class Keeper:
             snapshot=snapshot,
         )
 
-    async def _follow(self, desktop: Desktop, handles: AsyncIterator[Handle]) -> None:
-        """Store each handle before the backend may go on to make what it names."""
-        await self.core.bounded(
-            self._store_each(desktop, handles), "make the desktop", self.core.settings.start_timeout
-        )
+    async def _make(self, desktop: Desktop, handles: AsyncIterator[Handle], canary: str | None = None) -> None:
+        """Have it made, and prove it: from the moment its screen answers, while the rest still comes up."""
+        proof: asyncio.Task[None] | None = None
 
-    async def _store_each(self, desktop: Desktop, handles: AsyncIterator[Handle]) -> None:
+        def prove() -> asyncio.Task[None]:
+            nonlocal proof
+            proof = proof or asyncio.create_task(self._prove(desktop.id, canary), name=f"prove {desktop.id}")
+            return proof
+
+        try:
+            making = self._store_each(desktop, handles, prove)
+            await self.core.bounded(making, "make the desktop", self.core.settings.start_timeout)
+            await prove()
+        finally:
+            if proof:
+                proof.cancel()
+                await asyncio.gather(proof, return_exceptions=True)
+
+    async def _store_each(
+        self, desktop: Desktop, handles: AsyncIterator[Handle], screen_answers: Callable[[], object]
+    ) -> None:
+        """Store each handle before the backend may go on to make what it names."""
         async for handle in handles:
             await self.core.read(lambda tx, handle=handle: self._store_handle(tx, desktop.id, handle))  # type: ignore[misc]
+            if handle.get(SCREEN_ANSWERS):
+                screen_answers()
 
     def _store_handle(self, tx: Tx, desktop: str, handle: Handle) -> None:
         tx.put(self.core.get_desktop(tx, desktop).but(handle=handle))
 
-    async def _prove(self, desktop_id: str) -> None:
-        """The screen answers, is of the right size, and shows a whole frame."""
+    async def _prove(self, desktop_id: str, canary: str | None = None) -> None:
+        """The screen answers, is of the right size, and shows a whole frame; a file left before is gone."""
         desktop = await self.core.read(lambda tx: self.core.get_desktop(tx, desktop_id))
         actor = self.actors.of(desktop_id)
         await actor.disconnect()
@@ -145,6 +161,11 @@ class Keeper:
         actor.open()  # nothing is under way any more, and whoever comes next is checked against what is written
         await actor.park_pointer()
         await screen.refresh(timeout=self.core.settings.start_timeout)
+        if canary and await self._exists(self.core.backend(desktop.backend), desktop, canary):
+            raise BrokenError(
+                f"desktop {desktop.id} was said to be rolled back, but a file left before is still there",
+                code="not_rolled_back",
+            )
 
     # cleaning
 
@@ -165,14 +186,8 @@ class Keeper:
             await self.forget_inside(desktop.id)
             await actor.disconnect()
             begun = await self._move(desktop, Event.CLEAN, boot=new_id("bt"), frozen=False)
-            await self._put_back(backend, begun)
+            await self._put_back(backend, begun, canary)
             desktop = await self.core.read(lambda tx: self.core.get_desktop(tx, desktop.id))
-            await self._prove(desktop.id)
-            if canary and await self._exists(backend, desktop, canary):
-                raise BrokenError(
-                    f"desktop {desktop.id} was said to be rolled back, but a file left before is still there",
-                    code="not_rolled_back",
-                )
             if lease is None and backend.abilities.files:
                 await self._empty_slot(backend.abilities.files, desktop)
             await self._cleaned(begun)
@@ -186,13 +201,13 @@ class Keeper:
                 code="slot_not_empty",
             )
 
-    async def _put_back(self, backend: Backend, desktop: Desktop) -> None:
+    async def _put_back(self, backend: Backend, desktop: Desktop, canary: str | None) -> None:
         spec = self._spec(desktop, desktop.target)
         if backend.abilities.snapshots:
-            await self._follow(desktop, backend.abilities.snapshots.restore(desktop.handle, spec))
+            await self._make(desktop, backend.abilities.snapshots.restore(desktop.handle, spec), canary)
         else:
             await self.core.bounded(backend.stop(desktop.handle), "stop")
-            await self._follow(desktop, backend.start(spec))
+            await self._make(desktop, backend.start(spec), canary)
 
     async def _cleaned(self, begun: Desktop) -> None:
         """Clean and proved. If it changed hands meanwhile, it is cleaned once more, for whoever comes now."""

@@ -1,9 +1,10 @@
 """The first program of a desktop: brings the screen up, and is the door through which commands come in.
 
 A shell has started Xvnc and then became this very process, so Xvnc boots while Python does, and is our child. We
-wait for the X server, start the D-Bus session and the window manager, give the root window a colour, and say `ready`
-on a pipe. Then we serve: each connection to `exec.sock` is one command. The desktop ends when Xvnc or we end: then
-bubblewrap leaves, and takes the whole process namespace along.
+wait for the X server, paint the root window, say `screen` on a pipe, and from then on serve: each connection to
+`exec.sock` is one command. When the window manager manages we say `ready`. The D-Bus session begins with the first
+connection to its socket. The desktop ends when Xvnc or we end: then bubblewrap leaves, and takes the whole process
+namespace along.
 
 A request is a length (4 bytes) and fields ended by NUL, with three descriptors (stdin, stdout, stderr) beside its
 first byte; the answers are lines: `pid N`, then `exit N`. Closing the connection, or a `k`, kills the command with
@@ -30,7 +31,11 @@ MOST_COMMANDS = 256
 MOST_LOG = 1 << 20
 _SIGKILL = 9
 _RESET = range(1, 32)  # shells ignore SIGINT for what runs in the background; programs must not inherit that
-_BACKGROUND = 0x2E4057
+_ABOVE, _BELOW = (0x3B, 0x55, 0x70), (0x1C, 0x2A, 0x39)  # the root window fades from this blue to that one
+_TILE = 32  # how wide a strip of it the X server keeps
+# The window manager reads no keys as text, and so needs none of the table of how they compose, which takes 10 ms.
+_NO_COMPOSING = {"XCOMPOSEFILE": "/dev/null"}
+_BUS = "export LISTEN_FDS=1 LISTEN_PID=$$; exec dbus-daemon --session --nofork --nopidfile --address=systemd:"
 _TROUBLE = (127, 126)  # as shells say it: no such program, cannot be run
 
 
@@ -113,6 +118,7 @@ class Screen:
             raise OSError("the X server refuses us: " + body.decode("latin-1"))
         vendor, formats = struct.unpack_from("<H", body, 16)[0], body[21]
         at = 32 + (vendor + 3) // 4 * 4 + 8 * formats
+        (self.own,) = struct.unpack_from("<I", body, 4)  # ids from here on are ours to give
         (self.root,) = struct.unpack_from("<I", body, at)
         self.width, self.height = struct.unpack_from("<HH", body, at + 20)
 
@@ -131,28 +137,51 @@ class Screen:
         return int(struct.unpack_from("<I", self._read(32), 8)[0])
 
     def dress(self, dpi: str) -> None:
-        """Colour the root window, tell toolkits the DPI, and from now on tell us of the root's properties."""
+        """Paint the root window, tell toolkits the DPI, and from now on tell us of the root's properties.
+
+        Returns when it is done: what the server sends last is an answer that means nothing else.
+        """
         resources = f"Xft.dpi:\t{dpi}\n".encode()
         padded = resources + bytes(-len(resources) % 4)
         self.x.sendall(
-            struct.pack("<BxHIIII", 2, 5, self.root, 0x802, _BACKGROUND, 0x400000)
+            self._fading()
+            + struct.pack("<BxHIIII", 2, 5, self.root, 0x801, self.own, 0x400000)
             + struct.pack("<BxHIhhHH", 61, 4, self.root, 0, 0, 0, 0)
             + struct.pack("<BBHIIIB3xI", 18, 0, 6 + len(padded) // 4, self.root, 23, 31, 8, len(resources))
             + padded
+            + struct.pack("<BxH", 43, 1)
         )
+        while (head := self._read(32)[0]) != 1:
+            if head == 0:
+                raise OSError("the X server does not paint")
 
-    def until_set(self, atom: int, manager: int) -> None:
-        """Wait until somebody sets this property of the root: how a window manager says that it manages."""
-        poll = select.poll()
-        poll.register(self.x.fileno(), select.POLLIN)
-        while True:
-            if not poll.poll(500):
-                if os.waitpid(manager, os.WNOHANG)[0]:
-                    sys.exit("cu-fleet: the window manager ended at once")
-                continue
-            event = self._read(32)
-            if event[0] & 0x7F == 28 and struct.unpack_from("<I", event, 8)[0] == atom:
-                return
+    def _fading(self) -> bytes:
+        """Requests that make a strip with one colour fading into another: flat enough to compress well."""
+        pixmap, gc = self.own, self.own + 1
+        requests = [
+            struct.pack("<BBHIIHH", 53, 24, 4, pixmap, self.root, _TILE, self.height),
+            struct.pack("<BxHIII", 55, 4, gc, pixmap, 0),
+        ]
+        colour = -1
+        for y in range(self.height):
+            red, green, blue = (a + (b - a) * y // self.height for a, b in zip(_ABOVE, _BELOW, strict=True))
+            if colour != (colour := red << 16 | green << 8 | blue):
+                requests.append(struct.pack("<BxHIII", 56, 4, gc, 0x4, colour))
+                requests.append(struct.pack("<BxHIIhhHH", 70, 5, pixmap, gc, 0, y, _TILE, self.height - y))
+        return b"".join(requests)
+
+    def hears_of(self, atom: int) -> bool:
+        """Whether the next event says that this property of the root was set."""
+        event = self._read(32)
+        return event[0] & 0x7F == 28 and bool(struct.unpack_from("<I", event, 8)[0] == atom)
+
+
+def _accepted(door: _socket.socket) -> int | None:
+    try:
+        fd, _ = door._accept()  # type: ignore[attr-defined]  # noqa: SLF001  # `accept` is Python's own
+    except BlockingIOError:
+        return None
+    return int(fd)
 
 
 class Command:
@@ -195,9 +224,13 @@ class Init:
         self.xvnc = xvnc
         self.manager = 0
         self.managed_since = 0.0
+        self.screen: Screen | None = None  # until the window manager is up
+        self.sign = 0  # the property by which it says so
         self.size = ""
         self.poll = select.poll()
         self.door = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        self.bus = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        self.bus_daemon = 0
         self.commands: dict[int, Command] = {}  # by the descriptor of their connection, and of their process
         self.programs: dict[int, int] = {}  # those that come with the desktop: pidfd and pid
 
@@ -208,17 +241,25 @@ class Init:
 
     def bring_up(self) -> None:
         self.watch(self.xvnc)
-        bus = self.env["DBUS_SESSION_BUS_ADDRESS"]
-        self.watch(spawn(["dbus-daemon", "--session", "--nofork", "--nopidfile", f"--address={bus}"], self.env))
-        screen = self.wait_for_screen()
+        self.screen = screen = self.wait_for_screen()
         self.size = f"{screen.width}x{screen.height}"
-        sign = screen.atom(b"_NET_SUPPORTING_WM_CHECK")
+        self.sign = screen.atom(b"_NET_SUPPORTING_WM_CHECK")
         screen.dress(self.dpi)
+        self.poll.register(screen.x.fileno(), select.POLLIN)
         self.manage()
+        os.write(STATUS_FD, f"screen {self.size}\n".encode())
         if self.keyboard:
             os.waitpid(spawn(["setxkbmap", *self.keyboard], self.env), 0)
-        screen.until_set(sign, self.manager)
-        screen.x.close()
+
+    def settle(self, screen: Screen) -> None:
+        """The desktop is ready when its window manager says that it manages."""
+        if screen.hears_of(self.sign):
+            self.poll.unregister(screen.x.fileno())
+            screen.x.close()
+            self.screen = None
+            self.start_programs()
+            os.write(STATUS_FD, f"ready {self.size}\n".encode())
+            os.close(STATUS_FD)
 
     def wait_for_screen(self) -> Screen:
         while True:
@@ -230,18 +271,25 @@ class Init:
                 time.sleep(0.002)
 
     def manage(self) -> None:
-        self.manager = spawn(["openbox", "--sm-disable", "--config-file", f"{SETUP}/openbox.xml"], self.env)
+        openbox = ["openbox", "--sm-disable", "--config-file", f"{SETUP}/openbox.xml"]
+        self.manager = spawn(openbox, self.env | _NO_COMPOSING)
         self.managed_since = time.monotonic()
         self.watch(self.manager)
 
     def listen(self) -> None:
-        path = f"{RUN}/exec.sock"
-        if os.path.lexists(path):
-            os.unlink(path)
-        self.door.bind(path)
-        self.door.listen(64)
-        self.door.setblocking(False)
-        self.poll.register(self.door.fileno(), select.POLLIN)
+        for door, path in (self.door, f"{RUN}/exec.sock"), (self.bus, f"/run/user/{os.getuid()}/bus"):
+            if os.path.lexists(path):
+                os.unlink(path)
+            door.bind(path)
+            door.listen(64)
+            door.setblocking(False)
+            self.poll.register(door.fileno(), select.POLLIN)
+
+    def start_bus(self) -> None:
+        """Somebody wants the session bus, and is served by the daemon, which takes the socket over."""
+        self.poll.unregister(self.bus.fileno())
+        self.bus_daemon = spawn(["/bin/sh", "-c", _BUS], self.env, (0, 1, 2, self.bus.fileno()))
+        self.watch(self.bus_daemon)
 
     def start_programs(self) -> None:
         for argv in self.autostart:
@@ -255,6 +303,10 @@ class Init:
             for fd, _ in self.poll.poll(30_000) or self.keep_log_short():
                 if fd == self.door.fileno():
                     self.accept()
+                elif fd == self.bus.fileno():
+                    self.start_bus()
+                elif self.screen and fd == self.screen.x.fileno():
+                    self.settle(self.screen)
                 elif fd in self.programs:
                     self.ended(fd)
                 elif fd in self.commands:
@@ -277,14 +329,21 @@ class Init:
         status = os.waitpid(pid, 0)[1]
         if pid == self.xvnc:
             sys.exit(f"cu-fleet: Xvnc ended with status {os.waitstatus_to_exitcode(status)}, and the desktop with it")
+        if pid == self.bus_daemon:
+            self.turn_away(self.bus)  # or a daemon that cannot start would be started without end
+            self.poll.register(self.bus.fileno(), select.POLLIN)
+        if pid == self.manager and self.screen:
+            sys.exit("cu-fleet: the window manager ended at once")
         if pid == self.manager and time.monotonic() - self.managed_since > 1:
             print("cu-fleet: the window manager ended, and is started again", file=sys.stderr, flush=True)
             self.manage()
 
+    def turn_away(self, door: _socket.socket) -> None:
+        while (fd := _accepted(door)) is not None:
+            os.close(fd)
+
     def accept(self) -> None:
-        try:
-            fd, _ = self.door._accept()  # type: ignore[attr-defined]  # noqa: SLF001  # `accept` is Python's own
-        except BlockingIOError:
+        if (fd := _accepted(self.door)) is None:
             return
         if len(self.commands) >= 2 * MOST_COMMANDS:
             os.close(fd)
@@ -367,9 +426,6 @@ def main() -> None:
     init = Init(int(sys.argv[1]))
     init.listen()
     init.bring_up()
-    init.start_programs()
-    os.write(STATUS_FD, f"ready {init.size}\n".encode())
-    os.close(STATUS_FD)
     init.serve()
 
 

@@ -5,6 +5,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from cu_fleet.backends.base import (
+    SCREEN_ANSWERS,
     Abilities,
     Check,
     Endpoint,
@@ -60,11 +61,15 @@ class LocalBackend:
             except TimeoutError:
                 raise await launch.failed(f"nothing of it ran within {_SECONDS_TO_START:.0f} s") from None
             first = processes.look(launch.pid)
-            yield handle | {"pid": launch.pid, "started": first.started if first else None} | launch.namespaces
+            handle = handle | {"pid": launch.pid, "started": first.started if first else None} | launch.namespaces
+            yield handle
             try:
                 async with asyncio.timeout(_SECONDS_TO_START):
-                    await launch.ready()
+                    await launch.screen()
+                yield handle | {SCREEN_ANSWERS: True}
+                async with asyncio.timeout(_SECONDS_TO_START):
                     await self._prove_screen(desk, spec)
+                    await launch.ready()
             except TimeoutError:
                 raise await launch.failed(f"its screen was not up within {_SECONDS_TO_START:.0f} s") from None
 

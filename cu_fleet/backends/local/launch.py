@@ -180,13 +180,23 @@ class Launch:
             raise await self.failed("bubblewrap could not make it") from None
         self.namespaces = {name: value for name, value in info.items() if name.endswith("-namespace")}
 
-    async def ready(self) -> str:
-        """Wait until init says that screen and window manager are up; returns the screen's size as it sees it."""
-        await self.pipes.until(lambda: b"\n" in self.pipes.said["status"] or self.pipes.ended("status"))
-        word, _, size = self.pipes.said["status"].decode("ascii", "replace").strip().partition(" ")
-        if word != "ready":
+    async def screen(self) -> str:
+        """Wait until init says that the screen answers; returns its size as the X server itself has it."""
+        return await self._said(b"screen")
+
+    async def ready(self) -> None:
+        """Wait until init says that the window manager is up too."""
+        await self._said(b"ready")
+
+    async def _said(self, word: bytes) -> str:
+        def found() -> bytes | None:
+            whole = self.pipes.said["status"].split(b"\n")[:-1]
+            return next((line for line in whole if line.startswith(word)), None)
+
+        await self.pipes.until(lambda: found() is not None or self.pipes.ended("status"))
+        if (line := found()) is None:
             raise await self.failed("its screen or window manager did not come up")
-        return size
+        return line.decode("ascii", "replace").partition(" ")[2]
 
     async def failed(self, why: str) -> UnavailableError:
         with contextlib.suppress(TimeoutError):
