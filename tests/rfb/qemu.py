@@ -45,6 +45,7 @@ WIDTH, HEIGHT = 1280, 800
 _DEADLINE = 90.0  # seconds for any answer; emulation on a loaded machine is slow
 _MODULES = ["virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci"]
 _MODULES += ["evdev", "virtio_input"]
+_META = "linux-image-cloud-amd64"
 _MARKS = (275, 143)  # the tablet's side button and the keyboard's wake-up key
 _KINDS = {1: "key", 2: "rel", 3: "abs"}
 _REPEATED = 2
@@ -223,7 +224,7 @@ def qemu(**options: Any) -> Iterator[Qemu]:
 @functools.cache
 def _guest() -> tuple[Path, Path]:
     """The guest's kernel and its files; the kernel's package is kept with the user's caches."""
-    [package] = re.findall(r"Depends: (linux-image-\S+)", _run("apt-cache", "depends", "linux-image-cloud-amd64"))
+    package = _package()
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cu-fleet-tests" / package
     if not home.exists():
         home.parent.mkdir(parents=True, exist_ok=True)
@@ -235,6 +236,17 @@ def _guest() -> tuple[Path, Path]:
                 Path(folder, "files").rename(home)
     [kernel] = home.glob("boot/vmlinuz-*")
     return kernel, _initramfs(home)
+
+
+def _package() -> str:
+    """The kernel's, by the name that has its version in it."""
+    try:
+        said = _run("apt-cache", "depends", _META)
+    except AssertionError:  # no lists here yet
+        _run("apt-get", "update")
+        said = _run("apt-cache", "depends", _META)
+    [name] = re.findall(r"Depends: (linux-image-\S+)", said)
+    return str(name)
 
 
 def _initramfs(home: Path) -> Path:
