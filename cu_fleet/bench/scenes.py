@@ -18,6 +18,10 @@ from cu_fleet.model.view import LeaseView
 from cu_fleet.rfb.link import deadline
 
 WIDTH, HEIGHT = 1280, 800
+_BEGIN_BUS = (  # the session bus starts with its first caller; what it answers says that it runs
+    "import os, socket; bus = socket.socket(socket.AF_UNIX);"
+    "bus.connect(os.environ['DBUS_SESSION_BUS_ADDRESS'].partition('=')[2]); bus.sendall(b'\\0AUTH\\r\\n'); bus.recv(1)"
+)
 _EACH_SECOND = 2  # screenshots, and as many actions, that each of many desktops takes
 
 
@@ -95,6 +99,8 @@ async def standing(stage: Stage) -> AsyncGenerator[Figure, None]:
         await at.fleet.release(first.id)
         await at.settled()
         yield Figure("many-start", stand)
+        for desktop in many:
+            await at.fleet.run(str(desktop.lease.desktop), ["python3", "-c", _BEGIN_BUS])
         yield _memory_of_desktops(at, many, await _helpers_memory(at, many[0]))
         stage.tell(f"{count} desktops at rest, for {stage.plan.seconds:g} s")
         memory = machine.private_memory(at.pid)
