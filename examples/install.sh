@@ -77,10 +77,9 @@ make_venv() {
 make_venv
 [ -z "$venv_only" ] || exit 0
 [ ${#packages[@]} = 0 ] || apt_install "${packages[@]}"
-# Once one thing is mended, doctor can look at the next; what it still misses then, it says, and its exit code is ours.
-for _ in 1 2; do
-  "$venv/bin/cu-fleet" doctor >/dev/null 2>&1 && break
+# What doctor still misses then, it says, and its exit code is ours.
+if ! "$venv/bin/cu-fleet" doctor >/dev/null 2>&1; then
   echo "mending what doctor finds"
   "$venv/bin/cu-fleet" doctor --fix >/dev/null 2>&1 || true
-done
+fi
 "$venv/bin/cu-fleet" doctor

@@ -36,8 +36,10 @@ def doctor(
 
     settings = read_settings()
     found = checks(settings)
-    if fix and any(not check.ok and check.fix for check in found):
-        mend([command for check in found if not check.ok for command in check.fix])
+    tried: list[object] = []
+    while fix and (commands := _mending(found)) and commands not in tried:  # what is mended lets more be seen
+        mend(commands)
+        tried.append(commands)
         found = checks(settings)
     missing = [check.name for check in found if check.needed and not check.ok]
     if as_json:
@@ -51,6 +53,10 @@ def doctor(
         raise typer.Exit(1)
 
 
+def _mending(found: Sequence[Any]) -> list[tuple[str, ...]]:
+    return [command for check in found if not check.ok for command in check.fix]
+
+
 def _state(check: Any) -> str:
     return "ok" if check.ok else "missing" if check.needed else "optional"
 
@@ -60,7 +66,7 @@ def _json(check: Any) -> dict[str, Any]:
 
 
 def _advise(found: Sequence[Any], missing: list[str]) -> None:
-    commands = unique([command for check in found if not check.ok for command in check.fix])
+    commands = unique(_mending(found))
     if commands:
         output.say("\ncu-fleet doctor --fix would run:")
         for words in commands:

@@ -51,6 +51,16 @@ def test_doctor_mends_in_the_open_and_looks_again(monkeypatch: pytest.MonkeyPatc
     assert made.read_text() == "x\n", "the same command is run once"
 
 
+def test_doctor_goes_on_with_what_is_seen_only_after_mending(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(name: str) -> Check:
+        return Check(name, False, "missing", fix=(("sh", "-c", f"echo {name} >> {tmp_path / 'made'}"),))
+
+    machine(monkeypatch, [broken("first")], [MENDED, broken("second")], [MENDED])
+    monkeypatch.setattr(doctor, "as_root", list)
+    assert cli("doctor", "--fix", "--json").json["ok"] is True
+    assert (tmp_path / "made").read_text() == "first\nsecond\n"
+
+
 def test_doctor_tells_when_mending_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = Check("tool", False, "missing", fix=(("false",), ("no-such-command-here",)))
     machine(monkeypatch, [broken], [broken])

@@ -286,6 +286,16 @@ def test_doctor_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check.fix[-1] == ("apt-get", "install", "-y", "--no-install-recommends", "openbox")
 
 
+def test_doctor_names_what_desktops_offer_and_could_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demands, "which", lambda program: None if program == "mousepad" else "/usr/bin/x")
+    launch = {"editor": {"command": ["mousepad"]}, "terminal": {"command": ["xterm"]}}
+    profile = Profile.model_validate({"name": "p", "backend": "local", "launch": launch})
+    [check] = checks._offered(profile)  # noqa: SLF001
+    assert (check.name, check.ok, check.needed) == ("programs of p", False, False)
+    assert "cannot start mousepad, " in check.detail
+    assert checks._offered(profile.model_copy(update={"launch": {}})) == []  # noqa: SLF001
+
+
 def test_own_files_are_written_privately_made_but_readable(tmp_path: Path) -> None:
     desk = Layout(Place(tmp_path, "f")).desk("dk_1")
     desk.dir.mkdir(parents=True)

@@ -36,7 +36,7 @@ async def all_checks(home: Path, cgroups: Cgroups, profile: Profile | None) -> l
         await asyncio.to_thread(_limits, cgroups, profile),
     ]
     if profile is not None:
-        found.append(_profile(profile))
+        found += [_profile(profile), *_offered(profile)]
     found.append(_network(needed=profile is not None and profile.network == "full"))
     return found
 
@@ -133,6 +133,17 @@ def _profile(profile: Profile) -> Check:
     except FleetError as e:
         return Check(f"profile {profile.name}", False, str(e))
     return Check(f"profile {profile.name}", True, "this machine has what it asks for")
+
+
+def _offered(profile: Profile) -> list[Check]:
+    """What its desktops offer to start, and could not: they work all the same."""
+    programs = [program.command[0] for program in profile.launch.values()] + [words[0] for words in profile.autostart]
+    lacking = sorted({program for program in programs if demands.which(program) is None})
+    if not lacking:
+        return []
+    detail = f"its desktops cannot start {', '.join(lacking)}, which is not in {demands.PATH}"
+    detail += "; install it (the package is often named alike), or take it out of the profile"
+    return [Check(f"programs of {profile.name}", False, detail, needed=False)]
 
 
 def _network(*, needed: bool) -> Check:
