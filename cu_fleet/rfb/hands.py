@@ -205,7 +205,7 @@ class Hands:
             case KeyDown():
                 self._press(self._known((keysym(action.key),)))
             case KeyUp():
-                self._release((keysym(action.key),))
+                self._release((self._held_as(keysym(action.key)),))
             case HoldKey():
                 held = self._press(self._known(combo(action.keys)))
                 await asyncio.sleep(action.seconds)
@@ -258,6 +258,11 @@ class Hands:
                 return char
             known.add(char)
         return ""
+
+    def _held_as(self, sym: int) -> int:
+        """`A` and `a` are one key: lift it as it was pressed."""
+        twins = [held for held in self._keys if held != sym and _letter(held) == _letter(sym) != ""]
+        return twins[0] if twins and sym not in self._keys else sym
 
     def _known(self, syms: Sequence[int]) -> Sequence[int]:
         """Refuse a character that the server would drop without a word."""
@@ -314,6 +319,12 @@ class Hands:
         if buttons or self._new:
             self.screen.pointer_event(*self.screen.pointer, 0)
             self._new = False
+
+
+def _letter(sym: int) -> str:
+    """The letter that a keysym stands for, in lower case, or nothing."""
+    char = chr(sym & 0xFFFFFF) if 0x20 <= sym <= 0xFF or sym >> 24 == 1 else ""
+    return char.lower() if char.isalpha() else ""
 
 
 def _mask(button: str) -> int:

@@ -137,6 +137,15 @@ def test_keys_go_down_in_order_and_up_in_reverse() -> None:
     assert done({"type": "hold_key", "keys": "a", "seconds": 0.01}) == tap("a")
 
 
+@pytest.mark.parametrize(("down", "up"), [("a", "A"), ("A", "a"), ("é", "É"), ("x", "x")])
+def test_a_held_key_is_lifted_by_either_spelling(down: str, up: str) -> None:
+    assert done({"type": "key_down", "key": down}, {"type": "key_up", "key": up}) == tap(down)
+
+
+def test_a_key_that_is_not_down_is_lifted_as_it_is_named() -> None:
+    assert done({"type": "key_down", "key": "b"}, {"type": "key_up", "key": "A"})[1:] == [key("A", down=False)]
+
+
 def test_text_is_typed_key_by_key() -> None:
     heard = done({"type": "type", "text": "aB!\r\n\té"})
     assert heard == [event for char in ("a", "B", "!", RETURN, TAB, "é") for event in tap(char)]
