@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from cu_fleet.controller.actor import Actor, Actors
 from cu_fleet.controller.core import Core, stale
 from cu_fleet.model.access import Caller, Role
-from cu_fleet.model.action import Action, check_on_screen, for_record
+from cu_fleet.model.action import Action, Wait, WaitChange, WaitStable, check_on_screen, for_record
 from cu_fleet.model.audit import redacted
 from cu_fleet.model.desktop import Desktop, Stage
 from cu_fleet.model.errors import ConflictError, DeniedError, FleetError, LeasePausedError, NotFoundError
@@ -101,6 +101,8 @@ class Acting:
         for number, action in enumerate(actions):
             try:
                 await self._intend(batch, action, done[-1] if done else None)
+                if waited_for(actions, number):
+                    await actor.mark()
                 await actor.do(action)
             except FleetError as e:
                 failed = Done(ok=False, code=e.code, detail=str(e))
@@ -231,6 +233,14 @@ class Acting:
 
     async def allowed(self, who: Caller, lease_id: str, *, look: bool = False) -> tuple[Lease, Desktop]:
         return await self.core.read(lambda tx: self._allowed(tx, who, lease_id, look=look))
+
+
+def waited_for(actions: Sequence[Action], number: int) -> bool:
+    """Whether what comes of this action is waited for next: then only what changes from now on may count."""
+    if isinstance(actions[number], Wait | WaitStable | WaitChange):
+        return False
+    after = (action for action in actions[number + 1 :] if not isinstance(action, Wait | WaitStable))
+    return isinstance(next(after, None), WaitChange)
 
 
 def may_not(who: Caller, lease: Lease, *, look: bool = False) -> FleetError | None:
