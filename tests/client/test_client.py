@@ -311,7 +311,10 @@ DEEDS: list[tuple[Callable[[Desktop], Awaitable[object]], dict[str, object]]] = 
     (lambda d: d.key_up("shift"), {"type": "key_up", "key": "shift"}),
     (lambda d: d.hold_key("down", 0.01), {"type": "hold_key", "keys": "down", "seconds": 0.01}),
     (lambda d: d.wait(0.001), {"type": "wait", "seconds": 0.001}),
-    (lambda d: d.wait_stable(quiet_ms=1), {"type": "wait_stable", "quiet_ms": 1, "timeout_ms": 10_000}),
+    (
+        lambda d: d.wait_stable(quiet_ms=1),
+        {"type": "wait_stable", "quiet_ms": 1, "timeout_ms": 10_000, "ignore": [], "ignore_below": 0},
+    ),
 ]
 
 

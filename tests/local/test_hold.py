@@ -189,6 +189,13 @@ def test_a_group_that_cannot_be_joined_fails_only_who_insists(monkeypatch: pytes
     in_fleet("user", body)
 
 
+CALL_BUS = (
+    "import os, socket; bus = socket.socket(socket.AF_UNIX);"
+    "bus.connect(os.environ['DBUS_SESSION_BUS_ADDRESS'].partition('=')[2]);"
+    "bus.sendall(b'\\0AUTH\\r\\n'); print(bus.recv(99).split()[0].decode())"
+)
+
+
 @WHO
 def test_usage_is_measured_and_an_idle_desktop_is_small(who: str) -> None:
     async def body(fleet: Fleet) -> None:
@@ -199,7 +206,9 @@ def test_usage_is_measured_and_an_idle_desktop_is_small(who: str) -> None:
         usage = await meter.usage(handle)
         assert usage.memory_bytes is not None
         assert 5 << 20 < usage.memory_bytes < 40 << 20
-        assert usage.processes == 5
+        assert usage.processes == 4, "bubblewrap, our init, Xvnc and the window manager"
+        told = await fleet.sh(handle, '/usr/bin/python3 -c "$1"; pgrep -c dbus-daemon', CALL_BUS)
+        assert told == (0, "REJECTED\n1\n"), "the session bus begins with its first caller, and answers"
         await fleet.sh(handle, "timeout 1 sh -c 'while :; do :; done'")
         busier = await meter.usage(handle)
         assert usage.cpu_seconds is not None
