@@ -21,7 +21,6 @@ from cu_fleet.bench.stage import Stage, click, terminal, timed, with_page
 from cu_fleet.client import Desktop
 from cu_fleet.client.http import v1
 from cu_fleet.model.errors import BrokenError
-from cu_fleet.model.request import Shot
 from cu_fleet.rfb.canvas import Frame
 from cu_fleet.rfb.picture import encode
 from cu_fleet.rfb.screen import Screen
@@ -30,7 +29,6 @@ _WINDOW = {1280: (120, 36), 1920: (190, 54)}  # a terminal's columns and lines, 
 _PROSE = "The quick brown fox jumps over the lazy dog; 12 (twelve) of them? No: #13, @once! "
 _TEXT = (_PROSE * 13)[:1000]
 _KEY: dict[str, Any] = {"type": "key", "keys": "a"}
-_AT_ONCE: dict[str, Any] = {"settle_ms": 0} if "settle_ms" in Shot.model_fields else {}
 _WARM = 6  # the limit is the best of so many in a row: done once, after a pause, it would flatter us
 _TYPES = 3  # how often a text of 1,000 characters is typed: xdotool takes its time
 _WAYS = {"http": "over HTTP", "client": "through the Python client, decoded"}
@@ -142,19 +140,6 @@ def _encoded(framebuffer: bytearray, frame: Frame, kind: str) -> float:
     return time.perf_counter() - began
 
 
-async def _unchanged(desk: Desk) -> None:
-    where = desk.path("screenshot")
-    _, _, frame = await desk.by_http("GET", where)
-    seconds, data, _ = await desk.by_http("GET", f"{where}?if_changed_since={frame}", expect=304)
-    assert not data
-    desk.note("unchanged-http", seconds)
-    asked = desk.at.wire.call("GET", where, token=desk.desktop.lease.token, query={"if_changed_since": frame})
-    seconds, answer = await timed(asked)
-    if answer.status_code != 304:
-        raise BrokenError("nothing has changed, and yet a picture was handed out")
-    desk.note("unchanged-client", seconds)
-
-
 def _pictures(desk: Desk, size: str) -> list[Figure]:
     limit = "a copy of the framebuffer plus the encoder alone"
     figures = []
@@ -171,25 +156,6 @@ def _pictures(desk: Desk, size: str) -> list[Figure]:
             )
             figures.append(figure)
     return figures
-
-
-def resting(width: int, height: int) -> Callable[[Stage], AsyncGenerator[Figure, None]]:
-    """The same screen again, while nothing changes."""
-    size = f"{width}x{height}"
-
-    async def scene(stage: Stage) -> AsyncGenerator[Figure, None]:
-        async with _desk(stage, width, height) as desk:
-            for number in range(stage.plan.rounds + 1):
-                stage.tell(f"an unchanged screen of {size}: {number} of {stage.plan.rounds}")
-                await _unchanged(desk)
-                for name, what in _FRESH.items():
-                    await desk.others.go(name, what)
-        for way, words in _WAYS.items():
-            what = f"the same screen again, with if_changed_since, {words}; others take another picture"
-            series, beside = desk.series(f"unchanged-{way}", what), desk.others.series(**_FRESH)
-            yield Figure(f"unchanged-{size}-{way}", series, most=1.5 if way == "http" else None, others=beside)
-
-    return scene
 
 
 # acting
@@ -264,13 +230,13 @@ async def _rates(desk: Desk, calls: int) -> tuple[float, float]:
 async def _keys(desk: Desk, bare: _Bare) -> None:
     """A key, then a picture in which something has changed."""
     batch = [_KEY, {"type": "wait_change"}]
-    body = {"actions": batch, "screenshot": _AT_ONCE}
+    body = {"actions": batch, "screenshot": {}}
     await desk.stir()
     seconds, data, _ = await desk.by_http("POST", desk.path("actions"), body)
     desk.fresh("key", data)
     desk.note("key-http", seconds)
     await desk.stir()
-    seconds, result = await timed(desk.desktop.act(batch, screenshot=_AT_ONCE or True))
+    seconds, result = await timed(desk.desktop.act(batch, screenshot=True))
     assert result.image is not None
     desk.fresh("key", result.image.frame.data)
     desk.note("key-client", seconds)
