@@ -13,10 +13,10 @@ import asyncio
 import contextlib
 import itertools
 import json
-from importlib.resources import files
 from typing import Any
 
 from cu_fleet.backends.base import Process
+from cu_fleet.guest.carry import carried
 from cu_fleet.model.errors import (
     BrokenError,
     ConflictError,
@@ -28,7 +28,7 @@ from cu_fleet.model.errors import (
     UnsupportedError,
 )
 
-SOURCE = files("cu_fleet.guest").joinpath("helper.py").read_text("utf-8")
+SOURCE = carried()
 _LINE_LIMIT = 8 << 20  # the clipboard's limit, with every character escaped
 _TOLD = 4096  # bytes of its standard error kept, to say why it ended
 _MOST = 32  # calls at once; further ones wait

@@ -8,8 +8,6 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
-import pytest
-
 NEEDED = ("Xvnc", "openbox", "xterm", "xclip")
 
 
@@ -114,8 +112,7 @@ class XServer:
 
 def x_server(**options: bool) -> Iterator[XServer]:
     missing = [name for name in NEEDED if not shutil.which(name)]
-    if missing:
-        pytest.skip(f"not installed: {', '.join(missing)}")
+    assert not missing, f"not installed: {', '.join(missing)}"
     server = XServer(**options)
     yield server
     server.close()
