@@ -28,13 +28,14 @@ from cu_fleet.guest.terms import LONGEST, MOST, PATIENCE, RefusedError
 
 try:
     from cu_fleet.guest.buttons import Buttons
-    from cu_fleet.guest.link import ERRORS, LOST, Link
+    from cu_fleet.guest.link import FAILED, LOST, Link
     from cu_fleet.guest.selections import HANDED, Selections
     from cu_fleet.guest.windows import Windows
 
     NO_XLIB = ""
 except ImportError as e:
-    NO_XLIB, ERRORS, LOST = f"python3-xlib is not installed in this desktop: {e}", (), ()
+    NO_XLIB = f"python3-xlib is not installed in this desktop: {e}"
+    LOST = FAILED = (OSError,)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -201,9 +202,9 @@ class Helper:
         except StuckError:
             self.refuse(number, "stuck", f"the X server has not answered for {ALARM:.0f} s")
             self.drop_screen("the X server does not answer")
-        except (OSError, *ERRORS) as e:
+        except FAILED as e:
             self.refuse(number, "x_failed", f"the X server refused: {e}")
-            if isinstance(e, (OSError, *LOST)):
+            if isinstance(e, LOST):
                 self.drop_screen("the X server is gone")
         else:
             if result is not None:
@@ -264,7 +265,7 @@ class Helper:
                 self.offer(HANDED if self.serve(event) else event)
         except StuckError:
             self.drop_screen("the X server does not answer")
-        except (OSError, *LOST):
+        except LOST:
             self.drop_screen("the X server is gone")
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -273,10 +274,12 @@ class Helper:
     def serve(self, event: Any) -> bool:
         try:
             return self.x().selections.serve(event)
-        except LOST:
-            raise
-        except (RefusedError, *ERRORS):
-            return True  # the program that asked has gone, or must ask again
+        except RefusedError:
+            return True  # the program that asked must ask again
+        except FAILED as e:
+            if isinstance(e, LOST):
+                raise
+            return True  # the program that asked has gone
 
     def follow(self, launch: Launch) -> None:
         if not launch.read():
@@ -296,7 +299,7 @@ class Helper:
     def end(self) -> None:
         """Leave no button down."""
         if self.screen and self.screen.buttons.down:
-            with contextlib.suppress(StuckError, OSError, *ERRORS):
+            with contextlib.suppress(StuckError, *FAILED):
                 self.under_alarm(self.do_lift, None, None)
 
     def run(self) -> None:

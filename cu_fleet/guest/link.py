@@ -11,8 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-ERRORS: tuple[type[Exception], ...] = (error.XError, error.ConnectionClosedError)
-LOST: tuple[type[Exception], ...] = (error.ConnectionClosedError,)
+LOST: tuple[type[Exception], ...] = (OSError, error.ConnectionClosedError)
+FAILED: tuple[type[Exception], ...] = (*LOST, error.XError)
 
 
 class Link:
