@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cu_fleet.backends import door
 from cu_fleet.backends.base import Backend
-from cu_fleet.backends.local import LocalBackend, door
+from cu_fleet.backends.local import LocalBackend
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.profile import Profile
 from cu_fleet.testing.backend_contract import BackendContract

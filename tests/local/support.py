@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from cu_fleet.backends.base import Place, Spec
+from cu_fleet.backends.door import read_log
 from cu_fleet.backends.local import LocalBackend
-from cu_fleet.backends.local.launch import read_log
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.profile import Profile
 from tests.support import run

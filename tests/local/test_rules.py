@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cu_fleet.backends import door
 from cu_fleet.backends.base import Check, Place
-from cu_fleet.backends.local import cgroups, checks, demands, door, seccomp, walls
+from cu_fleet.backends.local import cgroups, checks, demands, seccomp, walls
 from cu_fleet.backends.local.cgroups import Cgroups
 from cu_fleet.backends.local.etc import Etc, copy
 from cu_fleet.backends.local.layout import Layout

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cu_fleet.backends.local import door
+from cu_fleet.backends import door
 from cu_fleet.backends.local.launch import Launch
 from cu_fleet.model.errors import BrokenError, FleetError, InvalidError, UnavailableError
 from tests.local.support import WHO, Fleet, in_fleet, last, left_of

@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 
+from cu_fleet.backends import door
 from cu_fleet.backends.base import (
     SCREEN_ANSWERS,
     Abilities,
@@ -17,9 +18,9 @@ from cu_fleet.backends.base import (
     Spec,
     Usage,
 )
-from cu_fleet.backends.local import checks, door, processes
+from cu_fleet.backends.local import checks, processes
 from cu_fleet.backends.local.house import House, in_thread
-from cu_fleet.backends.local.launch import Launch, Pipes, read_log
+from cu_fleet.backends.local.launch import Launch, Pipes
 from cu_fleet.backends.local.layout import Desk
 from cu_fleet.backends.slot import Slot
 from cu_fleet.model.desktop import Handle
@@ -177,7 +178,7 @@ class _Network:
 
 class _Logs(_Ability):
     async def logs(self, handle: Handle) -> str:
-        return await in_thread(read_log, self.backend.desk(handle))
+        return await in_thread(door.read_log, self.backend.desk(handle))
 
 
 class _Meter(_Ability):

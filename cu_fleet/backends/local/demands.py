@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from cu_fleet.backends.inside import keyboard
 from cu_fleet.model.errors import InvalidError, UnavailableError
 from cu_fleet.model.profile import Profile
 from cu_fleet.model.record import Value
@@ -121,12 +122,6 @@ def tun_problem() -> str:
     return ""
 
 
-def keyboard(profile: Profile) -> tuple[str, str]:
-    """Layout and variant."""
-    layout, _, variant = profile.keyboard.partition("(")
-    return layout, variant.rstrip(")")
-
-
 def keyboard_problem(profile: Profile) -> tuple[str, str]:
     layout, variant = keyboard(profile)
     try:
@@ -136,18 +131,3 @@ def keyboard_problem(profile: Profile) -> tuple[str, str]:
     if variant and not re.search(rf'xkb_symbols\s+"{re.escape(variant)}"', text):
         return f"keyboard layout {layout} has no variant {variant}", f"see {_LAYOUTS / layout}"
     return "", ""
-
-
-def template(profile: Profile, folders: Iterable[Path]) -> Path | None:
-    """The folder every fresh home of this profile begins with."""
-    if profile.home is None:
-        return None
-    for folder in folders:
-        found = (folder / profile.home).resolve()
-        if found.is_dir() and found.is_relative_to(folder.resolve()) and found != folder.resolve():
-            return found
-    raise UnavailableError(
-        f'profile "{profile.name}": home: there is no folder {profile.home!r} beside the profiles',
-        remedy="look in " + ", ".join(map(str, folders)),
-        code="no_template",
-    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cu_fleet.backends.base import Place, Spec
+from cu_fleet.backends.inside import template
 from cu_fleet.backends.local import cgroups, demands, processes, walls
 from cu_fleet.backends.local.cgroups import Cgroups, Groups
 from cu_fleet.backends.local.etc import Etc
@@ -66,8 +67,8 @@ class House:
 
     def furnish(self, desk: Desk, spec: Spec, uid: int | None) -> Path:
         """Put the state as it should be, and make all else that is seen inside; returns where its /etc lies."""
-        template = demands.template(spec.profile, self._profile_dirs)
-        self.state.put_back(desk.dir, spec.snapshot, template, uid)
+        fresh = template(spec.profile, self._profile_dirs)
+        self.state.put_back(desk.dir, spec.snapshot, fresh, uid)
         self._own_folders(desk, uid)
         walls.clear_way(desk)
         walls.prepare(desk, spec.profile, spec.label, spec.boot)

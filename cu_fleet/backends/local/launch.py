@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from cu_fleet.backends.door import read_log
 from cu_fleet.backends.local import demands, seccomp, walls
 from cu_fleet.backends.local.cgroups import Groups
 from cu_fleet.backends.local.layout import Desk
@@ -266,24 +267,3 @@ def _inheritable() -> list[int]:
             if os.get_inheritable(int(path.name)):
                 found.append(int(path.name))
     return found
-
-
-def read_log(desk: Desk, most: int = 64 << 10) -> str:
-    """The end of the desktop's log, which lies where the inside can put anything."""
-    try:
-        run = os.open(desk.run, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        fd = os.open("log", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=run)
-    except OSError:
-        return ""
-    finally:
-        os.close(run)
-    try:
-        size = os.fstat(fd).st_size
-        return os.pread(fd, most, max(0, size - most)).decode("utf-8", "replace")
-    except OSError:
-        return ""  # a folder, a socket, a pipe
-    finally:
-        os.close(fd)

@@ -6,10 +6,11 @@ neither /var, /root, /home, /srv, /mnt and /run nor the fleet's home, which may 
 """
 
 import os
-import secrets
 import stat
 from pathlib import Path
 
+from cu_fleet.backends import inside
+from cu_fleet.backends.inside import HOME, UID, environment, hostname
 from cu_fleet.backends.local import demands
 from cu_fleet.backends.local.layout import Desk, write
 from cu_fleet.guest import init as guest
@@ -17,45 +18,11 @@ from cu_fleet.model.errors import InvalidError
 from cu_fleet.model.profile import Profile
 
 _INIT = Path(guest.__file__).read_bytes()
-UID = 1000
-HOME = "/home/agent"
 _TMP = "/tmp"  # noqa: S108  # the desktop's own
 _X_SOCKETS = f"{_TMP}/.X11-unix"
 _ROOTS = ("/usr", "/opt")
 _MERGED = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")  # links into /usr on most machines
 _SCRATCH = str(256 << 20)  # most that /run, and as much that /var, may hold; it is the desktop's memory
-_OPENBOX = """<?xml version="1.0" encoding="UTF-8"?>
-<openbox_config xmlns="http://openbox.org/3.4/rc">
-  <focus><focusNew>yes</focusNew><followMouse>no</followMouse><raiseOnFocus>yes</raiseOnFocus></focus>
-  <placement><policy>Smart</policy><center>yes</center></placement>
-  <theme><name>Clearlooks</name><titleLayout>NLIMC</titleLayout><animateIconify>no</animateIconify></theme>
-  <desktops><number>1</number></desktops>
-  <keyboard>
-    <keybind key="A-F4"><action name="Close"/></keybind>
-    <keybind key="A-Tab"><action name="NextWindow"><finalactions>
-      <action name="Focus"/><action name="Raise"/></finalactions></action></keybind>
-  </keyboard>
-  <mouse>
-    <context name="Titlebar">
-      <mousebind button="Left" action="Drag"><action name="Move"/></mousebind>
-      <mousebind button="Left" action="DoubleClick"><action name="ToggleMaximize"/></mousebind>
-    </context>
-    <context name="Frame"><mousebind button="Left" action="Press">
-      <action name="Focus"/><action name="Raise"/></mousebind></context>
-    <context name="Client"><mousebind button="Left" action="Press">
-      <action name="Focus"/><action name="Raise"/></mousebind>
-      <mousebind button="Middle" action="Press"><action name="Focus"/><action name="Raise"/></mousebind>
-      <mousebind button="Right" action="Press"><action name="Focus"/><action name="Raise"/></mousebind></context>
-    <context name="Top Bottom Left Right TLCorner TRCorner BLCorner BRCorner">
-      <mousebind button="Left" action="Drag"><action name="Resize"/></mousebind></context>
-    <context name="Close"><mousebind button="Left" action="Click"><action name="Close"/></mousebind></context>
-    <context name="Maximize"><mousebind button="Left" action="Click">
-      <action name="ToggleMaximize"/></mousebind></context>
-    <context name="Iconify"><mousebind button="Left" action="Click"><action name="Iconify"/></mousebind></context>
-  </mouse>
-  <menu><showIcons>no</showIcons></menu>
-</openbox_config>
-"""
 # A shell starts Xvnc and then becomes init, so that neither waits for the other's loading.
 _BEGIN = f"""exec </dev/null >>{guest.RUN}/log 2>&1
 for f in /tmp/.X*-lock; do if [ -e "$f" ] || [ -L "$f" ]; then rm -rf "$f"; fi; done
@@ -78,12 +45,10 @@ def prepare(desk: Desk, profile: Profile, label: str, boot: str) -> None:
     own.mkdir(mode=0o755, exist_ok=True)
     host = hostname(label)
     for name, text in {
-        "passwd": f"root:x:0:0:root:/root:/usr/sbin/nologin\nagent:x:{UID}:{UID}:Agent:{HOME}:/bin/bash\n"
-        "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
-        "group": f"root:x:0:\nagent:x:{UID}:\nnogroup:x:65534:\n",
+        **inside.accounts(UID),
         "hosts": f"127.0.0.1\tlocalhost {host}\n::1\tlocalhost ip6-localhost\n",
         "hostname": f"{host}\n",
-        "machine-id": f"{secrets.token_hex(16)}\n",
+        "machine-id": inside.machine_id(),
         "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
         "resolv.conf": "nameserver 10.0.2.3\n" if profile.network == "full" else "",
         "timezone": f"{profile.timezone}\n",
@@ -91,14 +56,9 @@ def prepare(desk: Desk, profile: Profile, label: str, boot: str) -> None:
         write(own / name, text)
     (own / "localtime").unlink(missing_ok=True)
     (own / "localtime").symlink_to(f"/usr/share/zoneinfo/{profile.timezone}")
-    setup = [[boot, str(profile.screen.dpi), *demands.keyboard(profile)], *map(list, profile.autostart)]
-    write(own / "config", guest.pack(setup))
-    write(own / "openbox.xml", _OPENBOX)
+    write(own / "config", inside.config(profile, boot))
+    write(own / "openbox.xml", inside.OPENBOX)
     write(own / "init.py", _INIT)
-
-
-def hostname(label: str) -> str:
-    return "".join(c if c.isascii() and c.isalnum() else "-" for c in label).strip("-")[:63] or "desktop"
 
 
 def arguments(folder: Path, etc: Path, profile: Profile, label: str) -> list[str]:
@@ -126,31 +86,10 @@ def arguments(folder: Path, etc: Path, profile: Profile, label: str) -> list[str
     return args
 
 
-def environment(profile: Profile) -> dict[str, str]:
-    return {
-        "DBUS_SESSION_BUS_ADDRESS": f"unix:path=/run/user/{UID}/bus",
-        "DISPLAY": ":0",
-        "HOME": HOME,
-        "LANG": profile.locale,
-        "LOGNAME": "agent",
-        "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/games",
-        "SHELL": "/bin/bash",
-        "TZ": profile.timezone,
-        "USER": "agent",
-        "XDG_RUNTIME_DIR": f"/run/user/{UID}",
-        "XDG_SESSION_TYPE": "x11",
-        **profile.env,
-    }
-
-
 def command(desk: Desk, profile: Profile, label: str) -> list[str]:
     """What runs inside."""
-    screen = profile.screen
-    words = f"""Xvnc :0 -geometry {screen.width}x{screen.height} -depth 24 -dpi {screen.dpi} -nolisten tcp -noreset
-        -rfbport -1 -rfbunixpath {guest.RUN}/rfb.sock -rfbunixmode 0600 -SecurityTypes None -UseBlacklist=0
-        -FrameRate 250 -AlwaysShared -AcceptSetDesktopSize=0 -IdleTimeout 0 -s 0""".split()
-    words += [] if demands.options(profile).opengl else ["-extension", "GLX"]
-    return ["/bin/sh", "-c", _BEGIN, desk.marker, *words, "-desktop", label]
+    words = inside.screen(profile, label, opengl=demands.options(profile).opengl)
+    return ["/bin/sh", "-c", _BEGIN, desk.marker, *words]
 
 
 def clear_way(desk: Desk) -> None:

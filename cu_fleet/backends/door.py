@@ -13,14 +13,27 @@ import socket
 import stat
 import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
 
-from cu_fleet.backends.local.layout import Desk
 from cu_fleet.guest.init import MOST_REQUEST, pack
 from cu_fleet.model.errors import BrokenError, InvalidError, UnavailableError
 
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_LINE = 4096
 _SECONDS = 10.0  # for an answer that a working desktop gives at once
+
+
+class Desk(Protocol):
+    """As much of a desktop as its doors need."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def run(self) -> Path:
+        """The folder with its sockets and its log, as seen out here."""
+        ...
 
 
 def connect(desk: Desk, name: str, uid: int) -> socket.socket:
@@ -262,3 +275,24 @@ async def screen_size(sock: socket.socket) -> tuple[int, int]:
     await loop.sock_sendall(sock, b"\x01")
     head = await read(4)
     return int.from_bytes(head[:2], "big"), int.from_bytes(head[2:], "big")
+
+
+def read_log(desk: Desk, most: int = 64 << 10) -> str:
+    """The end of the desktop's log, which lies where the inside can put anything."""
+    try:
+        run = os.open(desk.run, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        fd = os.open("log", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=run)
+    except OSError:
+        return ""
+    finally:
+        os.close(run)
+    try:
+        size = os.fstat(fd).st_size
+        return os.pread(fd, most, max(0, size - most)).decode("utf-8", "replace")
+    except OSError:
+        return ""  # a folder, a socket, a pipe
+    finally:
+        os.close(fd)

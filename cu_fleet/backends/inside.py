@@ -1,0 +1,113 @@
+"""What a desktop is like inside, wherever it comes from: its one user, its X server, its window manager's manners."""
+
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+from cu_fleet.guest import init as guest
+from cu_fleet.model.errors import UnavailableError
+from cu_fleet.model.profile import Profile
+
+UID = 1000
+HOME = "/home/agent"
+OPENBOX = """<?xml version="1.0" encoding="UTF-8"?>
+<openbox_config xmlns="http://openbox.org/3.4/rc">
+  <focus><focusNew>yes</focusNew><followMouse>no</followMouse><raiseOnFocus>yes</raiseOnFocus></focus>
+  <placement><policy>Smart</policy><center>yes</center></placement>
+  <theme><name>Clearlooks</name><titleLayout>NLIMC</titleLayout><animateIconify>no</animateIconify></theme>
+  <desktops><number>1</number></desktops>
+  <keyboard>
+    <keybind key="A-F4"><action name="Close"/></keybind>
+    <keybind key="A-Tab"><action name="NextWindow"><finalactions>
+      <action name="Focus"/><action name="Raise"/></finalactions></action></keybind>
+  </keyboard>
+  <mouse>
+    <context name="Titlebar">
+      <mousebind button="Left" action="Drag"><action name="Move"/></mousebind>
+      <mousebind button="Left" action="DoubleClick"><action name="ToggleMaximize"/></mousebind>
+    </context>
+    <context name="Frame"><mousebind button="Left" action="Press">
+      <action name="Focus"/><action name="Raise"/></mousebind></context>
+    <context name="Client"><mousebind button="Left" action="Press">
+      <action name="Focus"/><action name="Raise"/></mousebind>
+      <mousebind button="Middle" action="Press"><action name="Focus"/><action name="Raise"/></mousebind>
+      <mousebind button="Right" action="Press"><action name="Focus"/><action name="Raise"/></mousebind></context>
+    <context name="Top Bottom Left Right TLCorner TRCorner BLCorner BRCorner">
+      <mousebind button="Left" action="Drag"><action name="Resize"/></mousebind></context>
+    <context name="Close"><mousebind button="Left" action="Click"><action name="Close"/></mousebind></context>
+    <context name="Maximize"><mousebind button="Left" action="Click">
+      <action name="ToggleMaximize"/></mousebind></context>
+    <context name="Iconify"><mousebind button="Left" action="Click"><action name="Iconify"/></mousebind></context>
+  </mouse>
+  <menu><showIcons>no</showIcons></menu>
+</openbox_config>
+"""
+
+
+def hostname(label: str) -> str:
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in label).strip("-")[:63] or "desktop"
+
+
+def accounts(uid: int) -> dict[str, str]:
+    """The files of /etc that say who there is: root, whom nobody can become, and the agent."""
+    return {
+        "passwd": f"root:x:0:0:root:/root:/usr/sbin/nologin\nagent:x:{uid}:{uid}:Agent:{HOME}:/bin/bash\n"
+        "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
+        "group": f"root:x:0:\nagent:x:{uid}:\nnogroup:x:65534:\n",
+    }
+
+
+def machine_id() -> str:
+    return f"{secrets.token_hex(16)}\n"
+
+
+def keyboard(profile: Profile) -> tuple[str, str]:
+    """Layout and variant."""
+    layout, _, variant = profile.keyboard.partition("(")
+    return layout, variant.rstrip(")")
+
+
+def config(profile: Profile, boot: str) -> bytes:
+    """What init reads when it begins."""
+    return guest.pack([[boot, str(profile.screen.dpi), *keyboard(profile)], *map(list, profile.autostart)])
+
+
+def environment(profile: Profile, uid: int = UID) -> dict[str, str]:
+    return {
+        "DBUS_SESSION_BUS_ADDRESS": f"unix:path=/run/user/{uid}/bus",
+        "DISPLAY": ":0",
+        "HOME": HOME,
+        "LANG": profile.locale,
+        "LOGNAME": "agent",
+        "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/games",
+        "SHELL": "/bin/bash",
+        "TZ": profile.timezone,
+        "USER": "agent",
+        "XDG_RUNTIME_DIR": f"/run/user/{uid}",
+        "XDG_SESSION_TYPE": "x11",
+        **profile.env,
+    }
+
+
+def screen(profile: Profile, label: str, *, opengl: bool) -> list[str]:
+    """The X server and its arguments."""
+    size = profile.screen
+    words = f"""Xvnc :0 -geometry {size.width}x{size.height} -depth 24 -dpi {size.dpi} -nolisten tcp -noreset
+        -rfbport -1 -rfbunixpath {guest.RUN}/rfb.sock -rfbunixmode 0600 -SecurityTypes None -UseBlacklist=0
+        -FrameRate 250 -AlwaysShared -AcceptSetDesktopSize=0 -IdleTimeout 0 -s 0""".split()
+    return [*words, *([] if opengl else ["-extension", "GLX"]), "-desktop", label]
+
+
+def template(profile: Profile, folders: Iterable[Path]) -> Path | None:
+    """The folder every fresh home of this profile begins with."""
+    if profile.home is None:
+        return None
+    for folder in folders:
+        found = (folder / profile.home).resolve()
+        if found.is_dir() and found.is_relative_to(folder.resolve()) and found != folder.resolve():
+            return found
+    raise UnavailableError(
+        f'profile "{profile.name}": home: there is no folder {profile.home!r} beside the profiles',
+        remedy="look in " + ", ".join(map(str, folders)),
+        code="no_template",
+    )
