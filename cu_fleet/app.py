@@ -245,7 +245,9 @@ def _allow_many_connections() -> None:
 
 
 async def _run(settings: Settings, on_demand: bool, ready: Callable[[str], None]) -> None:
+    from cu_fleet.api.auth import SOCKET_OWNER
     from cu_fleet.api.serve import serve
+    from cu_fleet.mcp.door import Door
 
     async with controller_of(settings) as controller:
         stop = asyncio.Event()
@@ -265,6 +267,7 @@ async def _run(settings: Settings, on_demand: bool, ready: Callable[[str], None]
             _write_private(settings.home / "controller.url", url.encode() + b"\n")
             ready(url)
 
+        mcp = Door(controller, SOCKET_OWNER)
         await controller.start()
         try:
             await serve(
@@ -276,9 +279,11 @@ async def _run(settings: Settings, on_demand: bool, ready: Callable[[str], None]
                 ready=listening,
                 stop=stop,
                 shutdown=shut_down,
+                doors={"/mcp": mcp},
             )
         finally:
             watch.cancel()
+            await mcp.close()
             if ending:
                 await asyncio.wait(ending)
                 await controller.shut_down()

@@ -1,7 +1,7 @@
 """The nouns put together into one ASGI app, with its OpenAPI document."""
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from cu_fleet import __version__
@@ -39,8 +40,12 @@ def build(
     shutdown: Callable[[], None],
     closing: asyncio.Event | None = None,
     hosts: Collection[str] = (),
+    doors: Mapping[str, ASGIApp] | None = None,
 ) -> ASGIApp:
-    """The door's app. `shutdown` is called when a client asks for it; `closing` ends whatever waits."""
+    """The door's app. `shutdown` is called when a client asks for it; `closing` ends whatever waits.
+
+    `doors` are others, each with its path, that stand behind the same guard.
+    """
     app = FastAPI(
         title="cu-fleet",
         version=__version__,
@@ -55,6 +60,8 @@ def build(
     app.state.closing = closing = closing or asyncio.Event()
     for noun in _NOUNS:
         app.include_router(noun.router)
+    for path, door in (doors or {}).items():
+        app.router.routes.append(Route(path, door))
     app.add_exception_handler(FleetError, on_fleet_error)
     app.add_exception_handler(RequestValidationError, on_wrong_words)
     app.add_exception_handler(HTTPException, on_http_exception)

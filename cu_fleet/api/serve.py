@@ -10,7 +10,7 @@ import os
 import pwd
 import socket
 import struct
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -167,6 +167,7 @@ async def serve(
     stop: asyncio.Event,
     shutdown: Callable[[], None],
     port_fallback: bool = False,
+    doors: Mapping[str, ASGIApp] | None = None,
 ) -> None:
     """Serve until `stop` is set, then end within a few seconds. `ready` hears the URL once both sockets listen.
 
@@ -177,7 +178,7 @@ async def serve(
         unix = stack.enter_context(unix_listener(socket_path))
         url = url_of(tcp)
         hosts = {"*"} if host in ("", "0.0.0.0", "::") else {host}  # noqa: S104 - compared, not bound
-        app = build(controller, shutdown=shutdown, closing=stop, hosts=hosts)
+        app = build(controller, shutdown=shutdown, closing=stop, hosts=hosts, doors=doors)
         controller.url = url
         await _both(app, unix, tcp, stop, lambda: ready(url))
 

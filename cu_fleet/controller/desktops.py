@@ -11,6 +11,7 @@ from cu_fleet.model.access import Caller, Role
 from cu_fleet.model.desktop import NOT_GONE, TAKES_ROOM, Desktop, Event, Stage, moved
 from cu_fleet.model.errors import ConflictError
 from cu_fleet.model.lease import LIVE, Lease, LeaseState
+from cu_fleet.model.offer import Offer
 from cu_fleet.model.profile import Profile
 from cu_fleet.model.view import DesktopView, desktop_view, iso
 from cu_fleet.stores.base import Tx
@@ -67,6 +68,18 @@ class Desktops:
     async def profile(self, who: Caller, name: str) -> tuple[Profile, str]:
         self.core.profile(name)
         return self.core.profiles[name]
+
+    async def offer(self, who: Caller | None, profile: str | None) -> Offer:
+        """What the caller's desktop has, or one of this profile would have; all there is where neither is known."""
+        lease_id = who.lease if who else None
+        lease = await self.core.read(lambda tx: tx.get(Lease, lease_id)) if lease_id else None
+        name = lease.profile if lease else profile
+        if name is None or (lease and name not in self.core.profiles):
+            return Offer()
+        recipe = self.core.profile(name)
+        abilities = self.core.backend(recipe.backend).abilities
+        launch = {name: program.title for name, program in recipe.launch.items()}
+        return Offer(helper=abilities.exec is not None, files=abilities.files is not None, launch=launch)
 
     async def status(self, who: Caller, url: str | None) -> dict[str, Any]:
         who.needs(Role.OBSERVER)

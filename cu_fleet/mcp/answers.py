@@ -1,0 +1,73 @@
+"""Answers as clients take them: text and images, no structured output, for beside that some lose the images.
+
+An error is an answer too, for the agent to read: what happened, and what to do next. Its code is in `_meta`.
+"""
+
+import base64
+
+from mcp_types import CallToolResult, ImageContent, TextContent
+
+from cu_fleet.model.errors import FleetError
+from cu_fleet.model.request import Acted, Shown
+
+MOST_IMAGE = 700_000  # bytes; 4/3 of that as base64, within the megabyte that clients take
+CODE = "cu-fleet/code"  # in an error's `_meta`
+
+Answer = CallToolResult
+
+
+def said(text: str) -> Answer:
+    return CallToolResult(content=[TextContent(text=text)])
+
+
+def image(data: bytes, media_type: str) -> ImageContent:
+    return ImageContent(data=base64.b64encode(data).decode(), mime_type=media_type)
+
+
+def pictured(shown: Shown, before: str = "") -> Answer:
+    """The picture, and its id."""
+    text = f"{before}{_about(shown)}"
+    if shown.unchanged:
+        return said(text)
+    return CallToolResult(content=[TextContent(text=text), image(shown.data, shown.media_type)])
+
+
+def acted(done: Acted) -> Answer:
+    """What became of a batch, and the picture if there is one."""
+    wrong = next((number for number, one in enumerate(done.done) if not one.ok), None)
+    if wrong is not None:
+        return _cut_short(done, wrong)
+    text = "Done." if len(done.done) == 1 else f"{len(done.done)} actions done."
+    if done.screenshot is not None:
+        return pictured(done.screenshot, f"{text} ")
+    if done.not_shown is not None:
+        return said(f"{text} But there is no picture: {done.not_shown.detail}")
+    return said(text)
+
+
+def _cut_short(done: Acted, wrong: int) -> Answer:
+    one, left = done.done[wrong], len(done.done) - wrong - 1
+    text = f"actions[{wrong}] failed: {one.detail or one.code}. What came before it was done"
+    text += f", the {left} after it were not sent" if left else ""
+    return _error(f"{text}. Look before you go on.", one.code or "failed")
+
+
+def refused(error: FleetError) -> Answer:
+    return _error(f"{error}.", error.code)
+
+
+def code_of(answer: Answer) -> str:
+    """Of an error; nothing if it is none."""
+    return str((answer.meta or {}).get(CODE, "")) if answer.is_error else ""
+
+
+def _error(text: str, code: str) -> Answer:
+    return CallToolResult(content=[TextContent(text=text)], is_error=True, _meta={CODE: code})
+
+
+def _about(shown: Shown) -> str:
+    size = f"{shown.width}x{shown.height}"
+    if shown.unchanged:
+        return f"Nothing has changed since picture {shown.frame} ({size})."
+    moving = " The screen was still changing." if shown.settled is False else ""
+    return f"Picture {shown.frame}, {size}.{moving}"

@@ -1,0 +1,77 @@
+"""The SDK's server over the table of tools: lists what a lease may use, and answers each call within a minute."""
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp_types import CallToolRequestParams, ListToolsResult, PaginatedRequestParams
+from starlette.requests import Request
+from starlette.types import Scope
+
+from cu_fleet import __version__
+from cu_fleet.mcp import arguments, tools
+from cu_fleet.mcp.answers import Answer, refused
+from cu_fleet.mcp.door import CALLER, PROFILE, at_desk
+from cu_fleet.model.access import Caller
+from cu_fleet.model.errors import FleetError, TooLongError
+
+if TYPE_CHECKING:
+    from cu_fleet.controller import Controller
+
+WITHIN = 50.0  # seconds
+INSTRUCTIONS = """\
+A desktop of your own: screen, pointer, keyboard, clipboard, files and programs that no other agent shares. You hold \
+it by a lease: every action renews it, a person can pause or revoke it at any time, and at its end all of it is rolled \
+back to clean (only ~/Shared/out is kept).
+Look first (screenshot); coordinates are pixels of the picture you saw. Do several steps at once with act, which \
+shows the settled screen. Read errors: they say why, and what to do next. Paused means wait, revoked means stop."""
+
+
+def leased(fleet: "Controller") -> Server[Any]:
+    """The tools for whoever shows a lease's token."""
+
+    async def listing(context: ServerRequestContext[Any, Any], _: PaginatedRequestParams | None) -> ListToolsResult:
+        scope = _scope(context)
+        who = scope[CALLER]
+        known = who if isinstance(who, Caller) else None
+        return ListToolsResult(tools=tools.offered(await fleet.offer(known, scope[PROFILE])))
+
+    async def call(context: ServerRequestContext[Any, Any], asked: CallToolRequestParams) -> Answer:
+        try:
+            who, lease = at_desk(_scope(context))
+            return await _within(asked.name, tools.run(asked.name, asked.arguments, tools.At(fleet, who, lease)))
+        except FleetError as error:
+            return refused(error)
+
+    return Server(
+        "cu-fleet",
+        version=__version__,
+        title="A desktop of your own",
+        instructions=INSTRUCTIONS,
+        get_tool_input_schema=_schema,
+        on_list_tools=listing,
+        on_call_tool=call,
+    )
+
+
+def _scope(context: ServerRequestContext[Any, Any]) -> Scope:
+    assert isinstance(context.request, Request)
+    return context.request.scope
+
+
+async def _within(name: str, work: Any) -> Answer:
+    try:
+        async with asyncio.timeout(WITHIN):
+            answer: Answer = await work
+            return answer
+    except TimeoutError:
+        raise TooLongError(
+            f"{name} was stopped after {WITHIN:g} s, and may be half done",
+            remedy="take a screenshot to see how far it came, and go on from there in smaller steps",
+        ) from None
+
+
+def _schema(name: str) -> dict[str, Any] | None:
+    entry = tools.TOOLS.get(name)
+    return arguments.schema_of(entry.takes) if entry else None
