@@ -17,7 +17,7 @@ from cu_fleet.bench.figures import Figure, Series, milliseconds
 from cu_fleet.bench.house import House, house
 from cu_fleet.bench.others import Others, others
 from cu_fleet.bench.plain import Plain
-from cu_fleet.bench.stage import Stage, click, terminal, timed, with_page
+from cu_fleet.bench.stage import Stage, click, spot, terminal, timed, with_page
 from cu_fleet.client import Desktop
 from cu_fleet.client.http import v1
 from cu_fleet.model.errors import BrokenError
@@ -212,9 +212,9 @@ class _Bare:
 
 async def _clicks(desk: Desk, bare: _Bare, calls: int) -> None:
     for number in range(calls):
-        body = {"actions": [{"type": "click", "x": 8 + number, "y": 792}]}
+        body = {"actions": [{"type": "click", "x": spot(2 * number), "y": 792}]}
         desk.note("click-http", (await desk.by_http("POST", desk.path("actions"), body))[0])
-        desk.note("click-client", await click(desk.desktop, number))
+        desk.note("click-client", await click(desk.desktop, 2 * number + 1))
         desk.note("click-limit", (await timed(bare.click(8 + number, 790)))[0])
     await desk.others.go("vncdotool", "click", 20, 792)
     await desk.others.go("xdotool", "click", 30, 792)

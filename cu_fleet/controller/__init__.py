@@ -65,7 +65,7 @@ class Controller:
         supervising = Supervising(core, self.actors, leasing, ending)
         acting = Acting(core, self.actors)
         self._inside = inside = Inside(core, self.actors, acting)
-        self.actors.paste, self.keeper.forget_inside = inside.paste_into, inside.forget
+        self.actors.beside, self.keeper.forget_inside = inside, inside.forget
         self._snapshots = snapshots = Snapshots(core, self.actors, self.keeper)
         people = People(core)
         self._chronicle = chronicle = Chronicle(core)

@@ -18,10 +18,12 @@ from cu_fleet.model.audit import redacted
 from cu_fleet.model.desktop import RUNNING, Desktop
 from cu_fleet.model.errors import ConflictError, FleetError, InvalidError, NotFoundError, UnsupportedError
 from cu_fleet.model.lease import Lease
+from cu_fleet.rfb.hands import no_button
 from cu_fleet.stores.base import Tx
 
 _CLIPBOARD_MOST = 1 << 20
-_TAKEN_WITHIN = 2.0  # seconds; where nothing takes what is pasted, nothing that follows can come too early
+_WITHIN = 15.0  # seconds for any answer of the helper
+_TAKEN_WITHIN = 5.0  # seconds that a program may need to take in what is pasted
 
 
 class Inside:
@@ -123,7 +125,7 @@ class Inside:
 
     async def _ask(self, desktop: Desktop, do: str, **args: object) -> dict[str, object]:
         helper = await self._helper(desktop)
-        return await helper.call(do, timeout=15.0, **args)
+        return await helper.call(do, timeout=_WITHIN, **args)
 
     async def _helper(self, desktop: Desktop) -> Helper:
         """The desktop's helper, started when it is first needed and again when it or its desktop began anew."""
@@ -139,12 +141,33 @@ class Inside:
             self._helpers[desktop.id] = (desktop.boot, helper)
             return helper
 
-    async def paste_into(self, desktop_id: str, text: str, press: Callable[[], None]) -> None:
+    # what the actor reaches a desktop by, beside its screen's server
+
+    async def paste(self, desktop_id: str, text: str, press: Callable[[], None]) -> None:
         """How text that keys cannot carry reaches the desktop: its clipboard. Returns when a program has taken it."""
-        desktop = await self.core.read(lambda tx: self.core.get_desktop(tx, desktop_id))
-        await self._ask(desktop, "clipboard_set", text=text, selections=["clipboard", "primary"])
+        helper = await self._helper_of(desktop_id)
+        await helper.call("clipboard_set", timeout=_WITHIN, text=text, selections=["clipboard", "primary"])
         press()
-        await self._ask(desktop, "clipboard_taken", within=_TAKEN_WITHIN)
+        answer = await helper.call("clipboard_taken", timeout=_WITHIN, within=_TAKEN_WITHIN)
+        if not answer.get("taken"):
+            raise ConflictError(
+                f"no program took the text within {_TAKEN_WITHIN:g} s: nothing that takes a paste has the focus",
+                remedy="click where the text should go; if a program pastes by other keys, it is in the clipboard",
+                code="not_taken",
+                desktop=desktop_id,
+            )
+
+    async def button(self, desktop_id: str, name: str, down: bool, x: int, y: int) -> None:
+        try:
+            await (await self._helper_of(desktop_id)).call("button", name=name, down=down, x=x, y=y)
+        except UnsupportedError as e:
+            raise no_button(name) from e
+
+    async def lift(self, desktop_id: str) -> None:
+        await (await self._helper_of(desktop_id)).call("lift")
+
+    async def _helper_of(self, desktop_id: str) -> Helper:
+        return await self._helper(await self.core.read(lambda tx: self.core.get_desktop(tx, desktop_id)))
 
     async def forget(self, desktop_id: str) -> None:
         _, helper = self._helpers.pop(desktop_id, ("", None))

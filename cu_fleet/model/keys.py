@@ -118,6 +118,7 @@ _ALSO = """
     bar: pipe vertical_bar    braceright: right_brace close_brace    asciitilde: tilde
 """
 _US_SHIFT = dict(zip("`1234567890-=[]\\;',./", '~!@#$%^&*()_+{}|:"<>?', strict=True))
+_US_SHIFTED = frozenset(map(ord, _US_SHIFT.values()))
 
 
 def _names() -> dict[str, int]:
@@ -205,6 +206,11 @@ def modifier(name: str) -> int:
             key=name,
         )
     return sym
+
+
+def needs_shift(sym: int) -> bool:
+    """Whether a US keyboard makes this character with shift only."""
+    return 0x41 <= sym <= 0x5A or sym in _US_SHIFTED
 
 
 def prints(syms: Iterable[int]) -> bool:

@@ -1,24 +1,23 @@
 """Actions into key and pointer events, one at a time.
 
-Every event passes `_key` or `_point`, which ask the guard in the same breath and keep account of what is down. If the
-guard refuses, or anything else ends an action before its end, all that is down is lifted at once, without asking, and
-nothing more is sent. An action is done when the server has taken in its last event.
+Every event passes the fingers, which ask the guard in the same breath and keep account of what is down. If the guard
+refuses, or anything else ends an action before its end, all that is down is lifted at once, without asking, and nothing
+more is sent. An action is done when the server has taken in its last event.
 
-A server that loses its client lifts that client's keys, but TigerVNC leaves a button down. So the first thing that new
-hands do, or `release_all` with them, is to lift the buttons of whoever was there before.
+RFB has eight buttons and TigerVNC 1.12 heeds seven: somebody inside presses back and forward, or they are refused.
 
-TigerVNC makes whatever keysym it is sent, pressing shift by itself where it must. It keeps room for some twenty keysyms
-that its keyboard lacks and then drops further ones without a word: so a line with anything beyond ASCII goes over the
-clipboard if there is a hook for it (its end and its tabs remain keys), and otherwise, within Latin-1, a few distinct
-ones are sent as keys and the rest refused before the first key. RFB has eight buttons and TigerVNC 1.12 heeds seven, so
-back and forward are refused by name.
+*Clicks that are meant singly stay single.* GTK, Qt, Tk and Chromium take two presses for a double click if they come
+within 400 or 500 ms at nearly the same place; moving away between does not change that for GTK and Tk. So a click or
+drag where the same button was pressed just before waits until that time has passed. Presses by `press` that follow each
+other are left as they come: whoever uses them wants to decide.
 """
 
 import asyncio
 import itertools
 import math
-import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from cu_fleet.model.action import (
     Action,
@@ -40,43 +39,53 @@ from cu_fleet.model.action import (
     check_on_screen,
 )
 from cu_fleet.model.errors import UnsupportedError
-from cu_fleet.model.keys import char_keysym, combo, keysym, modifier
+from cu_fleet.model.keys import modifier
 from cu_fleet.rfb.changes import Still
+from cu_fleet.rfb.fingers import Extra, Fingers
+from cu_fleet.rfb.keyboard import BEFORE_SYNC, Keyboard, PasteText
 from cu_fleet.rfb.screen import Screen
 
 _BUTTONS = {"left": 1, "middle": 2, "right": 4}
 _WHEEL = {"up": 8, "down": 16, "left": 32, "right": 64}
-_BEFORE_SYNC = 32  # keys or notches sent before the server has to catch up
 _STEP = 12  # pixels between two points of a drag
 _MOST_STEPS = 24  # of one stretch of a drag
 _PACE = 0.004  # seconds between two points of a drag, so that a toolkit's own loop gets to see them
 _DWELL = 0.03  # seconds a drag rests before it begins to move and before it lets go
-_AS_KEYS = re.compile(r"([\n\r\t]+)")  # also in a text that is pasted: they submit, and go to the next field
-_FOREIGN = 12  # distinct characters beyond ASCII that are sent as keys on one connection
+_DOUBLE = 0.52  # seconds between two presses that nothing takes for a double click
+_NEAR = 10  # pixels within which two presses may be taken for one
+
+
+@dataclass(frozen=True)
+class _Pressed:
+    """The last press of a button."""
+
+    button: str
+    at: tuple[int, int]
+    when: float
+    by_hand: bool  # by the press action
 
 
 class Hands:
     """`guard` is called right before every event and stops it by raising.
 
     `paste_text(text, press)` sets the desktop's clipboard, presses, and returns when a program has taken the text in,
-    so that what is sent next comes after it.
+    so that what is sent next comes after it. `extra` presses the buttons that VNC lacks. `foreign` holds the characters
+    that took up room in the server's keyboard; hands on the same server share it.
     """
 
     def __init__(
         self,
         screen: Screen,
         guard: Callable[[], None],
-        paste_text: Callable[[str, Callable[[], None]], Awaitable[None]] | None = None,
+        paste_text: PasteText | None = None,
+        extra: Extra | None = None,
+        foreign: set[str] | None = None,
     ) -> None:
         self.screen = screen
-        self.guard = guard
-        self.paste_text = paste_text
-        self.paste_keys = "ctrl+v"
-        self._keys: list[int] = []  # down, in the order they went down
-        self._buttons = 0
-        self._foreign: set[str] = set()
+        self.fingers = Fingers(screen, guard, extra)
+        self.keyboard = Keyboard(self.fingers, paste_text, set() if foreign is None else foreign)
         self._seen: int | Still = screen.serial  # the picture before the latest input
-        self._new = True  # a button may be down from an earlier connection
+        self._pressed: _Pressed | None = None
 
     @property
     def position(self) -> tuple[int, int]:
@@ -85,21 +94,18 @@ class Hands:
     @property
     def down(self) -> bool:
         """Whether any key or button is down."""
-        return bool(self._keys or self._buttons)
+        return self.fingers.down
 
     async def do(self, action: Action) -> None:
         """Do one action, in pixels of the screen; it is done when this returns."""
         check_on_screen(action, self.screen.width, self.screen.height)
-        self.guard()
+        self.fingers.guard()
         try:
             if not isinstance(action, Wait | WaitStable | WaitChange):
-                if not isinstance(self._seen, Still) or self._seen.serial != self.screen.serial:
-                    self._seen = self.screen.serial
-                if self._new:
-                    await self.claim_pointer()
+                await self._begin()
             await self._do(action)
-        except BaseException:
-            self._lift()
+        except BaseException as e:
+            await self.fingers.lift_after(e)
             raise
 
     async def mark(self) -> None:
@@ -111,8 +117,9 @@ class Hands:
 
     async def release_all(self, timeout: float = 10.0) -> None:
         """Lift all that is down, and return when the server has taken that in. Asks no guard."""
-        self._lift()
+        self.fingers.lift()
         await self.screen.sync(timeout)
+        await self.fingers.lift_extra()
 
     async def claim_pointer(self) -> None:
         """Take over the pointer where it is thought to be (at first in the middle), with no button down.
@@ -122,9 +129,17 @@ class Hands:
         """
         x, y = self.screen.pointer
         for place in ((x - 1 if x else x + 1, y), (x, y)):
-            self._point(*place)
+            self.fingers.point(*place)
             await self.screen.sync()
-        self._new = False
+        self.fingers.new = False
+
+    async def _begin(self) -> None:
+        if not isinstance(self._seen, Still) or self._seen.serial != self.screen.serial:
+            self._seen = self.screen.serial
+        if self.fingers.new:
+            await self.claim_pointer()
+        if self.fingers.extra and self.fingers.extra.owed:
+            await self.fingers.lift_extra()
 
     async def _do(self, action: Action) -> None:
         match action:
@@ -137,205 +152,125 @@ class Hands:
                 what = (action.region, action.ignore, action.ignore_below)
                 await self.screen.wait_change(self._seen, action.timeout_ms / 1000, *what)
             case Key() | KeyDown() | KeyUp() | HoldKey() | Type() | Paste():
-                await self._type(action)
+                await self._press_keys(action)
+                await self.fingers.passed_on()
                 await self.screen.sync()
             case _:
+                before = self._pressed
                 await self._move(action)
                 await self.screen.sync()
+                if self._pressed is not before and self._pressed:  # the server may have been slow
+                    self._pressed = replace(self._pressed, when=time.monotonic())
 
-    # Pointer
+    async def _press_keys(self, action: Key | KeyDown | KeyUp | HoldKey | Type | Paste) -> None:
+        match action:
+            case Key():
+                self.fingers.release(await self.keyboard.hold(action))
+            case KeyDown():
+                await self.keyboard.hold(action)
+            case KeyUp():
+                self.keyboard.lift(action)
+            case HoldKey():
+                held = await self.keyboard.hold(action)
+                await asyncio.sleep(action.seconds)
+                self.fingers.release(held)
+            case Type():
+                await self.keyboard.type(action)
+            case Paste():
+                await self.keyboard.paste(action)
 
     async def _move(self, action: Move | Click | Press | Release | Drag | Scroll) -> None:
         match action:
             case Move():
-                self._point(action.x, action.y)
+                self.fingers.point(action.x, action.y)
             case Click():
-                mask = _mask(action.button)
-                with_keys = self._press(map(modifier, action.modifiers))
-                self._point(action.x, action.y)
-                for _ in range(action.count):
-                    self._point(buttons=self._buttons | mask)
-                    self._point(buttons=self._buttons & ~mask)
-                self._release(with_keys)
+                await self._click(action)
             case Press():
-                mask = _mask(action.button)
-                self._point(action.x, action.y)
-                self._point(buttons=self._buttons | mask)
+                self._check(action.button)
+                if self._pressed and not self._pressed.by_hand:
+                    await self._apart(action.button, action.x, action.y)
+                self.fingers.point(action.x, action.y)
+                await self._button(action.button, down=True, by_hand=True)
             case Release():
-                mask = _mask(action.button)
-                self._point(action.x, action.y)
-                self._point(buttons=self._buttons & ~mask)
+                self._check(action.button)
+                self.fingers.point(action.x, action.y)
+                await self._button(action.button, down=False)
             case Drag():
                 await self._drag(action)
             case Scroll():
                 await self._scroll(action)
 
+    async def _click(self, action: Click) -> None:
+        self._check(action.button)
+        await self._apart(action.button, action.x, action.y)
+        with_keys = await self._with(action.modifiers)
+        self.fingers.point(action.x, action.y)
+        for _ in range(action.count):
+            await self._button(action.button, down=True)
+            await self._button(action.button, down=False)
+        self.fingers.release(with_keys)
+
     async def _drag(self, action: Drag) -> None:
-        mask = _mask(action.button)
-        with_keys = self._press(map(modifier, action.modifiers))
-        self._point(*action.path[0])
-        self._point(buttons=self._buttons | mask)
+        self._check(action.button)
+        await self._apart(action.button, *action.path[0])
+        with_keys = await self._with(action.modifiers)
+        self.fingers.point(*action.path[0])
+        await self._button(action.button, down=True)
         await asyncio.sleep(_DWELL)
         for x, y in _between(action.path):
-            self._point(x, y)
+            self.fingers.point(x, y)
             await self.screen.sync()
             await asyncio.sleep(_PACE)
         await asyncio.sleep(_DWELL)
-        self._point(buttons=self._buttons & ~mask)
-        self._release(with_keys)
+        await self._button(action.button, down=False)
+        self.fingers.release(with_keys)
 
     async def _scroll(self, action: Scroll) -> None:
-        with_keys = self._press(map(modifier, action.modifiers))
-        self._point(action.x, action.y)
+        with_keys = await self._with(action.modifiers)
+        self.fingers.point(action.x, action.y)
         ways = [_WHEEL["down" if action.dy > 0 else "up"]] * abs(action.dy)
         ways += [_WHEEL["right" if action.dx > 0 else "left"]] * abs(action.dx)
         for number, wheel in enumerate(ways, 1):
-            self._point(buttons=self._buttons | wheel)
-            self._point(buttons=self._buttons & ~wheel)
-            if number % _BEFORE_SYNC == 0:
+            self.fingers.point(buttons=self.fingers.buttons | wheel)
+            self.fingers.point(buttons=self.fingers.buttons & ~wheel)
+            if number % BEFORE_SYNC == 0:
                 await self.screen.sync()
-        self._release(with_keys)
+        self.fingers.release(with_keys)
 
-    # Keyboard
-
-    async def _type(self, action: Key | KeyDown | KeyUp | HoldKey | Type | Paste) -> None:
-        match action:
-            case Key():
-                self._release(self._press(self._known(combo(action.keys))))
-            case KeyDown():
-                self._press(self._known((keysym(action.key),)))
-            case KeyUp():
-                self._release((self._held_as(keysym(action.key)),))
-            case HoldKey():
-                held = self._press(self._known(combo(action.keys)))
-                await asyncio.sleep(action.seconds)
-                self._release(held)
-            case Type():
-                text = action.text.replace("\r\n", "\n")
-                if (odd := self._odd(text)) and self.paste_text is None:
-                    raise self._untypable(odd)
-                for piece in _AS_KEYS.split(text) if odd else [text]:
-                    await (self._paste(piece) if self._odd(piece) else self._write(piece))
-            case Paste():
-                await self._paste(action.text)
-
-    async def _write(self, text: str) -> None:
-        for number, char in enumerate(text, 1):
-            sym = char_keysym(char)
-            if ord(char) > 0x7E:
-                self._foreign.add(char)
-            self._key(sym, down=True)
-            self._key(sym, down=False)
-            if number % _BEFORE_SYNC == 0:
-                await self.screen.sync()
-
-    async def _paste(self, text: str) -> None:
-        if self.paste_text is not None:
-            await self.paste_text(text, self._press_paste)
-        else:
-            await self.screen.set_clipboard(text)
-            self._press_paste()
-
-    def _press_paste(self) -> None:
-        self._release(self._press(combo(self.paste_keys)))
-
-    def _untypable(self, char: str) -> UnsupportedError:
-        return UnsupportedError(
-            f"the character {char!r} (U+{ord(char):04X}) cannot be typed on this desktop's keyboard",
-            remedy="use the paste action",
-            code="cannot_type",
-            character=char,
-        )
-
-    def _odd(self, text: str) -> str:
-        """The first character that has no key, or nothing."""
-        known = set(self._foreign)
-        for char in dict.fromkeys(text):
-            if " " <= char <= "~" or char in "\n\r\t":
-                continue
-            full = len(known) >= _FOREIGN and char not in known
-            if self.paste_text is not None or full or not "\xa0" <= char <= "\xff":
-                return char
-            known.add(char)
-        return ""
-
-    def _held_as(self, sym: int) -> int:
-        """`A` and `a` are one key: lift it as it was pressed."""
-        twins = [held for held in self._keys if held != sym and _letter(held) == _letter(sym) != ""]
-        return twins[0] if twins and sym not in self._keys else sym
-
-    def _known(self, syms: Sequence[int]) -> Sequence[int]:
-        """Refuse a character that the server would drop without a word."""
-        for sym in syms:
-            char = chr(sym & 0xFFFFFF)
-            if (0xA0 <= sym <= 0xFF or sym >> 24 == 1) and char not in self._foreign:
-                if len(self._foreign) >= _FOREIGN:
-                    raise UnsupportedError(
-                        f"the key {char!r} is not on this desktop's keyboard, which takes {_FOREIGN} foreign ones",
-                        remedy="use the type action",
-                        code="cannot_type",
-                        character=char,
-                    )
-                self._foreign.add(char)
-        return syms
-
-    # Events
-
-    def _press(self, syms: Iterable[int]) -> list[int]:
-        """Press keys that are not down yet; returns them."""
-        pressed = []
-        for sym in syms:
-            if sym not in self._keys:
-                self._key(sym, down=True)
-                pressed.append(sym)
+    async def _with(self, modifiers: Iterable[str]) -> list[int]:
+        pressed = self.fingers.press(map(modifier, modifiers))
+        await self.fingers.passed_on()
         return pressed
 
-    def _release(self, syms: Sequence[int]) -> None:
-        for sym in reversed(syms):
-            self._key(sym, down=False)
-
-    def _key(self, sym: int, *, down: bool) -> None:
-        self.guard()
-        if sym in self._keys:
-            self._keys.remove(sym)
+    async def _button(self, name: str, *, down: bool, by_hand: bool = False) -> None:
+        if name in _BUTTONS:
+            mask = _BUTTONS[name]
+            self.fingers.point(buttons=self.fingers.buttons | mask if down else self.fingers.buttons & ~mask)
+        else:
+            await self.fingers.press_extra(name, down=down)
         if down:
-            self._keys.append(sym)
-        self.screen.key_event(sym, down)
+            self._pressed = _Pressed(name, self.screen.pointer, time.monotonic(), by_hand)
 
-    def _point(self, x: int | None = None, y: int | None = None, *, buttons: int | None = None) -> None:
-        self.guard()
-        if buttons is not None:
-            self._buttons = buttons
-        here = self.screen.pointer
-        self.screen.pointer_event(here[0] if x is None else x, here[1] if y is None else y, self._buttons)
+    async def _apart(self, name: str, x: int | None, y: int | None) -> None:
+        """Return when a press here is none of two."""
+        if (last := self._pressed) and last.button == name:
+            here = self.screen.pointer if x is None or y is None else (x, y)
+            left = last.when + _DOUBLE - time.monotonic()
+            if left > 0 and all(abs(a - b) <= _NEAR for a, b in zip(here, last.at, strict=True)):
+                await asyncio.sleep(left)
 
-    def _lift(self) -> None:
-        """Lift all that is down, the last pressed first; a lost connection has lifted it already."""
-        keys, self._keys, buttons, self._buttons = self._keys, [], self._buttons, 0
-        if self.screen.lost_because is not None:
-            return
-        for sym in reversed(keys):
-            self.screen.key_event(sym, down=False)
-        if buttons or self._new:
-            self.screen.pointer_event(*self.screen.pointer, 0)
-            self._new = False
+    def _check(self, button: str) -> None:
+        if button not in _BUTTONS and self.fingers.extra is None:
+            raise no_button(button)
 
 
-def _letter(sym: int) -> str:
-    """The letter that a keysym stands for, in lower case, or nothing."""
-    char = chr(sym & 0xFFFFFF) if 0x20 <= sym <= 0xFF or sym >> 24 == 1 else ""
-    return char.lower() if char.isalpha() else ""
-
-
-def _mask(button: str) -> int:
-    if button not in _BUTTONS:
-        raise UnsupportedError(
-            f"the screen's server has no {button} button: VNC carries left, middle, right and the wheel",
-            remedy="press the key instead: XF86Back or XF86Forward, or alt+left or alt+right in a browser",
-            code="no_such_button",
-            button=button,
-        )
-    return _BUTTONS[button]
+def no_button(name: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"the screen's server has no {name} button: VNC carries left, middle, right and the wheel",
+        remedy="press the key instead: XF86Back or XF86Forward, or alt+left or alt+right in a browser",
+        code="no_such_button",
+        button=name,
+    )
 
 
 def _between(path: Sequence[tuple[int, int]]) -> Iterable[tuple[int, int]]:

@@ -32,7 +32,7 @@ def done(
             hands = Hands(screen, lambda: None, paste_text)
             await hands.claim_pointer()
             server.heard.clear()
-            hands.guard = guard
+            hands.fingers.guard = guard
             try:
                 for action in parse_actions(list(actions)):
                     await hands.do(action)

@@ -1,0 +1,131 @@
+"""Single events: each is sent right after the guard was asked, and an account is kept of what is down.
+
+A server that loses its client lifts that client's keys, but TigerVNC leaves a button down. So the first thing that new
+hands do, or `release_all` with them, is to lift the buttons of whoever was there before.
+
+QEMU passes keys on to its machine one every 10 ms, drops them beyond a few hundred, and lets the pointer overtake them.
+It presses no shift by itself either: "A" alone arrives as "a". There keys are sent no faster than they are passed on.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+from cu_fleet.model.errors import FleetError
+from cu_fleet.rfb.screen import Screen
+
+_QEMU_KEY = 0.01  # seconds from one key to the next
+
+
+class Extra:
+    """Buttons that VNC has no bits for, pressed by somebody inside; one for all connections to a desktop.
+
+    What may be down is on account before it is asked for, and off it only when somebody inside has said so.
+    """
+
+    def __init__(
+        self, press: Callable[[str, bool, int, int], Awaitable[None]], lift: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._press = press
+        self._lift = lift
+        self.down: set[str] = set()
+        self.owed = False  # whether they must be lifted before anything else is done
+
+    async def press(self, name: str, down: bool, x: int, y: int) -> None:
+        self.down.add(name)
+        await self._press(name, down, x, y)
+        if not down:
+            self.down.discard(name)
+
+    async def lift(self) -> None:
+        if self.down:
+            self.owed = True
+            await self._lift()
+            self.down.clear()
+        self.owed = False
+
+
+class Fingers:
+    def __init__(self, screen: Screen, guard: Callable[[], None], extra: Extra | None = None) -> None:
+        self.screen = screen
+        self.guard = guard
+        self.extra = extra
+        self.keys: list[int] = []  # down, in the order they went down
+        self.buttons = 0
+        self.new = True  # a button may be down from an earlier connection
+        self.makes_shift = not screen.name.startswith("QEMU")
+        self._gap = 0.0 if self.makes_shift else _QEMU_KEY
+        self._passed_on = 0.0  # when the server will have passed on what was sent
+
+    @property
+    def down(self) -> bool:
+        """Whether any key or button is down."""
+        return bool(self.keys or self.buttons or (self.extra and self.extra.down))
+
+    def press(self, syms: Iterable[int]) -> list[int]:
+        """Press keys that are not down yet; returns them."""
+        pressed = []
+        for sym in syms:
+            if sym not in self.keys:
+                self.key(sym, down=True)
+                pressed.append(sym)
+        return pressed
+
+    def release(self, syms: Sequence[int]) -> None:
+        for sym in reversed(syms):
+            self.key(sym, down=False)
+
+    def key(self, sym: int, *, down: bool) -> None:
+        self.guard()
+        if sym in self.keys:
+            self.keys.remove(sym)
+        if down:
+            self.keys.append(sym)
+        self._send(sym, down)
+
+    def point(self, x: int | None = None, y: int | None = None, *, buttons: int | None = None) -> None:
+        self.guard()
+        if buttons is not None:
+            self.buttons = buttons
+        here = self.screen.pointer
+        self.screen.pointer_event(here[0] if x is None else x, here[1] if y is None else y, self.buttons)
+
+    async def press_extra(self, name: str, *, down: bool) -> None:
+        """After what was sent before, where the pointer is."""
+        assert self.extra
+        await self.screen.sync()
+        self.guard()
+        await self.extra.press(name, down, *self.screen.pointer)
+
+    async def passed_on(self) -> None:
+        """Return when the server has passed on all keys, so that what follows does not overtake them."""
+        if (left := self._passed_on - time.monotonic()) > 0:
+            await asyncio.sleep(left)
+
+    def lift(self) -> None:
+        """Lift all that is down, the last pressed first; a lost connection has lifted it already."""
+        keys, self.keys, buttons, self.buttons = self.keys, [], self.buttons, 0
+        if self.screen.lost_because is not None:
+            return
+        for sym in reversed(keys):
+            self._send(sym, False)
+        if buttons or self.new:
+            self.screen.pointer_event(*self.screen.pointer, 0)
+            self.new = False
+
+    async def lift_after(self, failure: BaseException) -> None:
+        """Lift all after a failure, which counts for more than one to lift what only somebody inside can."""
+        self.lift()
+        try:
+            await self.lift_extra()
+        except (FleetError, OSError) as e:
+            failure.add_note(f"a button could not be lifted: {e}")
+
+    async def lift_extra(self) -> None:
+        if self.extra:
+            await self.extra.lift()
+
+    def _send(self, sym: int, down: bool) -> None:
+        if self._gap:
+            self._passed_on = max(self._passed_on, time.monotonic()) + self._gap
+        self.screen.key_event(sym, down)
