@@ -28,28 +28,39 @@ class Actions(Value):
     actions: Annotated[list[Action], PlainValidator(parse_actions, json_schema_input_type=list[Action])] = Field(
         description="Done in order, until one fails."
     )
-    screenshot: Shot | None = Field(None, description="Answer with the settled picture.")
+    screenshot: Shot | None = Field(None, description="Answer with the settled picture too.")
     intent: str | None = Field(None, max_length=2000, description="Why, for the record.")
-    frame: str | None = Field(None, max_length=100, description="Coordinates are pixels of this picture.")
+    frame: str | None = Field(
+        None, max_length=100, description="Coordinates are pixels of this picture; none: of the lease's view."
+    )
     approval: str | None = Field(None, max_length=100, description="A person's answer to a gate.")
     request_id: str | None = Field(None, max_length=200, description="Sent again, the batch is not done again.")
 
 
 class Picture(Value):
-    frame: str
-    width: int
+    """A picture, or, without its pixels, one the caller has already. The headers of a screenshot say the same."""
+
+    frame: str = Field(description="Its id, for `frame` and `if_changed_since`.")
+    width: int = Field(description="Of this picture.")
     height: int
-    sha256: str = Field(description="Of the bytes in `data`.")
-    scale: float = Field(description="Pixels of this picture for each pixel of the desktop.")
-    age: float = Field(description="Seconds since its newest pixel arrived.")
+    screen_width: int
+    screen_height: int
+    scale: float = Field(description="Pixels of this picture for each pixel of the screen.")
+    generation: int
+    sha256: str = Field(description="Of the bytes handed out.")
+    age: float = Field(description="Seconds since the server had proved that this is what the screen shows.")
+    within: float = Field(description="Seconds by which it may have been older than that; 0: it is exact.")
     format: str
-    data: str = Field(description="base64")
+    settled: bool | None = Field(description="Whether the screen kept still; null: nobody waited for that.")
+    unchanged: bool = Field(description="Whether it is the frame of `if_changed_since`: then there is no `data`.")
+    data: str | None = Field(None, description="base64")
 
 
 class Answer(Value):
     done: list[Done]
     generation: int
     screenshot: Picture | None
+    not_shown: Done | None = Field(None, description="Why there is no picture, though one was asked for.")
 
 
 class Window(BaseModel):
@@ -88,22 +99,23 @@ class Text(Value):
 
 
 ANSWERS: Answers = {200: {"model": Answer, "description": "What became of each action, and the picture."}}
-HEADERS = ("Frame", "Sha256", "Age", "Scale", "Width", "Height", "Generation")
+FACTS = [name for name in Picture.model_fields if name not in ("data", "unchanged")]
+HEADERS = {f"Cu-Fleet-{name.replace('_', '-').title()}": {"schema": {"type": "string"}} for name in FACTS}
 PICTURE: Answers = {
     200: {
-        "description": "The picture's bytes; Width and Height are the desktop's.",
-        "headers": {f"Cu-Fleet-{name}": {"schema": {"type": "string"}} for name in HEADERS},
+        "description": "The picture's bytes. The headers say what an answer with `screenshot` says in JSON.",
+        "headers": HEADERS,
         "content": {f"image/{kind}": {"schema": {"type": "string"}} for kind in ("png", "jpeg", "webp")},
-    }
+    },
+    304: {"description": "The frame of `if_changed_since` is what it would show.", "headers": HEADERS},
 }
 
 
 @router.post("/actions", summary="Act", responses=ANSWERS | raises(404, 409, 410, 423, 501), response_model=None)
 async def act(lease: LeaseId, at: At, body: Actions) -> Response:
     """Do these in order, and answer what became of each; a wrong one anywhere is refused before anything is sent."""
-    for name in ("frame", "approval"):
-        if getattr(body, name) is not None:
-            raise UnsupportedError(f"this controller knows no {name}s", remedy=f"leave {name} out", code=f"no_{name}s")
+    if body.approval is not None:
+        raise UnsupportedError("this controller knows no approvals", remedy="leave it out", code="no_approvals")
     acted = await at.fleet.act(
         at.who,
         lease,
@@ -111,21 +123,24 @@ async def act(lease: LeaseId, at: At, body: Actions) -> Response:
         shot=body.screenshot,
         intent=body.intent,
         request_id=body.request_id,
+        frame=body.frame,
     )
     return Response(to_json(_answer(acted)), media_type="application/json")
 
 
 def _answer(acted: Acted) -> dict[str, Any]:
+    why = {"not_shown": acted.not_shown.model_dump()} if acted.not_shown else {}
     return {
         "done": [done.model_dump(exclude_none=True) for done in acted.done],
         "generation": acted.generation,
         "screenshot": _picture(acted.screenshot) if acted.screenshot else None,
+        **why,
     }
 
 
 def _picture(shown: Shown) -> dict[str, Any]:
-    fields = shown.model_dump(include=set(Picture.model_fields) - {"data"})
-    return {**fields, "data": base64.b64encode(shown.data).decode()}
+    data = {} if shown.unchanged else {"data": base64.b64encode(shown.data).decode()}
+    return {**shown.model_dump(exclude={"data"}), **data}
 
 
 @router.get(
@@ -140,23 +155,56 @@ async def screenshot(
     region: Annotated[
         str | None, Query(pattern=r"^\d+,\d+,\d+,\d+$", description="X,Y,WIDTH,HEIGHT", examples=["0,0,640,400"])
     ] = None,
-    max_edge: Annotated[int | None, Query(ge=16, le=16384)] = None,
+    frame: Annotated[str | None, Query(max_length=100, description="`region` is in pixels of this picture.")] = None,
+    max_edge: Annotated[
+        int | None, Query(ge=16, le=16384, description="Neither edge longer; none: the view's scale.")
+    ] = None,
     format: Annotated[str, Query(pattern="^(png|jpeg|webp)$")] = "png",  # noqa: A002 - the query's name
     quality: Annotated[int, Query(ge=1, le=100)] = 80,
     max_bytes: Annotated[int | None, Query(ge=10_000)] = None,
     pointer: Annotated[bool, Query(description="Draw the mouse pointer.")] = False,
+    if_changed_since: Annotated[
+        str | None, Query(max_length=100, description="Answer 304 if this frame, asked for alike, is what it shows.")
+    ] = None,
+    settle_ms: Annotated[
+        int | None, Query(ge=0, le=10_000, description="Wait until the screen has kept still for so long.")
+    ] = None,
+    settle_timeout_ms: Annotated[
+        int, Query(ge=1, le=60_000, description="Look after so long even if it keeps changing.")
+    ] = 2000,
+    allow_blank: Annotated[
+        bool, Query(description="Also a screen of one colour, or of another size than its profile's.")
+    ] = False,
     intent: Annotated[str | None, Query(max_length=2000, description="Why, for the record.")] = None,
 ) -> Response:
     """What the screen shows now. Looking is an action on record too."""
-    asked = {"max_edge": max_edge, "format": format, "quality": quality, "max_bytes": max_bytes, "pointer": pointer}
-    shown = await at.fleet.screenshot(at.who, lease, Shot.model_validate({**asked, "region": region}), intent=intent)
+    shot = Shot(
+        region=region,
+        frame=frame,
+        max_edge=max_edge,
+        format=format,
+        quality=quality,
+        max_bytes=max_bytes,
+        pointer=pointer,
+        if_changed_since=if_changed_since,
+        settle_ms=settle_ms,
+        settle_timeout_ms=settle_timeout_ms,
+        allow_blank=allow_blank,
+    )
+    shown = await at.fleet.screenshot(at.who, lease, shot, intent=intent)
+    if shown.unchanged:
+        return Response(status_code=304, headers=_headers(shown))
     return Response(shown.data, media_type=shown.media_type, headers=_headers(shown))
 
 
 def _headers(shown: Shown) -> dict[str, str]:
-    size = (shown.screen_width, shown.screen_height)
-    values = (shown.frame, shown.sha256, f"{shown.age:.6f}", shown.scale, *size, shown.generation)
-    return {f"Cu-Fleet-{name}": str(value) for name, value in zip(HEADERS, values, strict=True)}
+    values = shown.model_dump(include=set(FACTS)) | {"age": f"{shown.age:.6f}"}
+    told = (values[name] for name in FACTS)
+    return {header: _plain(value) for header, value in zip(HEADERS, told, strict=True) if value is not None}
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @router.get("/windows", summary="List windows", responses=RAISES)

@@ -19,7 +19,9 @@ _REQUEST = 1 << 31  # in a fence: answer me
 _NATIVE = struct.pack(">BBBBHHHBBB3x", 32, 24, 0, 1, 255, 255, 255, 16, 8, 0)
 _MOST_TEXT = 1 << 20
 _MOST_UNSENT = 8 << 20
-_PAPER = (0x5F, 0x4A, 0x2E, 0)  # blue, green, red, unused: a slate blue, so that no picture is black
+_PAPER = bytes((0x5F, 0x4A, 0x2E, 0))  # blue, green, red, unused: slate blue, as a clean desktop's ground
+_LINE = bytes((0x6B, 0x55, 0x38, 0))  # and a lighter one, so that no picture is blank
+_EVERY = 16  # pixels between two lines
 _WIDTH_OF_KEY, _HEIGHT_OF_KEY = 8, 16
 
 
@@ -55,12 +57,19 @@ def _resolve(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
+def ground(width: int, height: int) -> bytearray:
+    """What a fresh screen shows: lines from above to below."""
+    stripe = _LINE + _PAPER * (_EVERY - 1)
+    row = (stripe * (width // _EVERY + 1))[: 4 * width]
+    return bytearray(row * height)
+
+
 class Screen:
     """A picture, the log of what was done to it, and those who look."""
 
     def __init__(self, width: int, height: int, name: str, gate: Gate) -> None:
         self.width, self.height, self.name, self.gate = width, height, name, gate
-        self.pixels = bytearray(bytes(_PAPER) * (width * height))  # blue, green, red, unused
+        self.pixels = ground(width, height)  # blue, green, red, unused
         self.events: list[tuple[object, ...]] = []
         self.complaints: list[str] = []  # what clients did wrong
         self.clipboard = ""  # what a client last sent
@@ -124,7 +133,8 @@ class Screen:
         if down:
             columns = max(1, self.width // _WIDTH_OF_KEY)
             x, y = self._keys % columns * _WIDTH_OF_KEY, self._keys // columns * _HEIGHT_OF_KEY
-            colour = (keysym * 37 % 200 + 55, keysym * 101 % 200 + 55, keysym * 173 % 200 + 55)
+            shade = 55 - self._keys % 2 * 30  # the same key twice does not look like one
+            colour = (keysym * 37 % 200 + shade, keysym * 101 % 200 + shade, keysym * 173 % 200 + shade)
             self.fill(x, y % max(1, self.height), _WIDTH_OF_KEY, _HEIGHT_OF_KEY, colour)
             self._keys += 1
 

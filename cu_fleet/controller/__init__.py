@@ -16,6 +16,7 @@ from cu_fleet.controller.core import Core
 from cu_fleet.controller.desktops import Desktops
 from cu_fleet.controller.ending import Ending
 from cu_fleet.controller.evidence import Evidence
+from cu_fleet.controller.frames import Frames
 from cu_fleet.controller.inside import Inside
 from cu_fleet.controller.keeper import Keeper
 from cu_fleet.controller.leasing import Leasing
@@ -57,20 +58,21 @@ class Controller:
         self.started_at = core.now()
         self._closed = False
         self.actors = Actors()
-        evidence = Evidence(core)
+        self._frames = frames = Frames(core)
+        evidence = Evidence(core, frames)
         self.keeper = Keeper(core, self.actors, evidence)
         evidence.save_snapshot = self.keeper.save
         self._ending = ending = Ending(core, self.actors)
         self._leasing = leasing = Leasing(core, ending)
         supervising = Supervising(core, self.actors, leasing, ending)
-        acting = Acting(core, self.actors)
+        acting = Acting(core, self.actors, frames)
         self._inside = inside = Inside(core, self.actors, acting)
-        self.actors.beside, self.keeper.forget_inside = inside, inside.forget
+        self.actors.paste, self.keeper.forget_inside = inside.paste_into, inside.forget
         self._snapshots = snapshots = Snapshots(core, self.actors, self.keeper)
         people = People(core)
         self._chronicle = chronicle = Chronicle(core)
         self._desktops = desktops = Desktops(core, self.keeper, self.started_at)
-        self.sweeper = Sweeper(core, snapshots)
+        self.sweeper = Sweeper(core, snapshots, frames)
         self._passing = Passing(core, ending, chronicle, self.sweeper)
         self._recovery = Recovery(core, self.actors, self.keeper, acting, snapshots)
 
@@ -84,6 +86,7 @@ class Controller:
         self.pause, self.resume, self.take = supervising.pause, supervising.resume, supervising.take
         self.revoke, self.reassign = supervising.revoke, supervising.reassign
         self.act, self.screenshot = acting.act, acting.screenshot
+        self.frames, self.frame, self.prune_frames = frames.listing, frames.get, frames.prune
         self.files, self.put_file = inside.files, inside.put_file
         self.get_file, self.remove_file = inside.get_file, inside.remove_file
         self.windows, self.focus, self.launch = inside.windows, inside.focus, inside.launch
@@ -104,6 +107,7 @@ class Controller:
         self._leasing.url = url
 
     async def start(self) -> None:
+        await self._frames.open()
         await self._recovery.recover()
         self._passing.start()
 
@@ -117,6 +121,7 @@ class Controller:
         await self.keeper.close()
         await self._inside.close()
         await self.actors.close()
+        await self._frames.close()
         await self._chronicle.anchor()
         await self.core.store.close()
 

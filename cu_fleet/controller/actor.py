@@ -9,48 +9,32 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Protocol
 
 from cu_fleet.backends.base import Endpoint
 from cu_fleet.model.action import Action
 from cu_fleet.model.desktop import Desktop
-from cu_fleet.model.errors import FleetError, UnavailableError
+from cu_fleet.model.errors import FleetError, TooLongError, UnavailableError
 from cu_fleet.model.request import Acted
-from cu_fleet.rfb.fingers import Extra
+from cu_fleet.rfb.canvas import Rect
 from cu_fleet.rfb.hands import Hands
 from cu_fleet.rfb.screen import Screen
 
 log = logging.getLogger(__name__)
 Press = Callable[[], None]  # the keys that paste
-
-
-class Beside(Protocol):
-    """What reaches a desktop beside its screen's server: somebody inside."""
-
-    async def paste(self, desktop: str, text: str, press: Press) -> None:
-        """Bring in what keys cannot carry, by the clipboard; return when a program has taken it."""
-
-    async def button(self, desktop: str, name: str, down: bool, x: int, y: int) -> None:
-        """Press or lift a button that VNC lacks."""
-
-    async def lift(self, desktop: str) -> None:
-        """Lift all those buttons."""
-
-
 _REMEMBERED = 64  # answers kept for callers who ask again with the same request id
 
 
 class Actor:
-    def __init__(self, desktop: str, on_lost: Callable[[str], None], beside: Beside) -> None:
+    def __init__(
+        self, desktop: str, on_lost: Callable[[str], None], paste: Callable[[str, str, Press], Awaitable[None]]
+    ) -> None:
         self.desktop = desktop
         self.turn = asyncio.Lock()
         self.answers: OrderedDict[tuple[str, str], Acted] = OrderedDict()
         self._on_lost = on_lost
-        self._paste = partial(beside.paste, desktop)
-        self._extra = Extra(partial(beside.button, desktop), partial(beside.lift, desktop))
-        self._foreign: set[str] = set()  # of its server, which lives no longer than this actor
+        self._paste = paste
         self._fence: FleetError | None = None
         self._screen: Screen | None = None
         self._hands: Hands | None = None
@@ -69,10 +53,15 @@ class Actor:
         if self._fence:
             raise self._fence
 
+    @property
+    def screen(self) -> Screen | None:
+        """The desktop's screen, if it is connected."""
+        return None if self._screen is None or self._screen.lost.done() else self._screen
+
     async def connect(self, desktop: Desktop, endpoint: Endpoint | None, timeout: float) -> Screen:
         """The desktop's screen, connected once and kept; refuses one that is not of the size it should be."""
-        if self._screen and not self._screen.lost.done():
-            return self._screen
+        if self.screen:
+            return self.screen
         if endpoint is None:
             raise UnavailableError(
                 f"the screen of desktop {desktop.id} is gone", code="screen_lost", desktop=desktop.id
@@ -87,8 +76,8 @@ class Actor:
                 desktop=desktop.id,
             )
         self._screen = screen
-        self._hands = Hands(screen, self.check, self._paste, self._extra, self._foreign)
-        self._hands.keyboard.paste_keys = "shift+insert"  # terminals know it too, with the text in both selections
+        self._hands = Hands(screen, self.check, paste_text=partial(self._paste, self.desktop))
+        self._hands.paste_keys = "shift+insert"  # terminals know it too, with the text in both selections
         await self._hands.release_all()  # a button that an earlier connection of ours left down
         screen.lost.add_done_callback(lambda _: self._lost(screen))
         return screen
@@ -121,7 +110,19 @@ class Actor:
         self.check()
         if self._hands is None:
             raise UnavailableError(f"the screen of desktop {self.desktop} is gone", code="screen_lost")
-        task = asyncio.create_task(self._hands.do(action), name=f"act {action.type} on {self.desktop}")
+        await self._fenced(self._hands.do(action), action.type)
+
+    async def settled(self, screen: Screen, quiet: float, timeout: float, region: Rect | None) -> bool:
+        """After actions: whether what they set going came to rest in time. A closed fence ends it like an action."""
+        self.check()
+        try:
+            await self._fenced(screen.wait_stable(quiet, timeout, region), "settle")
+        except TooLongError:
+            return False
+        return True
+
+    async def _fenced(self, work: Coroutine[None, None, None], what: str) -> None:
+        task = asyncio.create_task(work, name=f"act {what} on {self.desktop}")
         self._doing = task
         try:
             await asyncio.wait({task})
@@ -169,15 +170,18 @@ class Actors:
     def __init__(self) -> None:
         self._actors: dict[str, Actor] = {}
         self.on_lost: Callable[[str], None] = lambda desktop: None
-        self.beside: Beside  # set by whoever puts a controller together
+        self.paste: Callable[[str, str, Press], Awaitable[None]] = _no_paste  # by its clipboard, taken in
 
     def of(self, desktop: str) -> Actor:
         if desktop not in self._actors:
-            self._actors[desktop] = Actor(desktop, self._lost, self.beside)
+            self._actors[desktop] = Actor(desktop, self._lost, self._paste)
         return self._actors[desktop]
 
     def _lost(self, desktop: str) -> None:
         self.on_lost(desktop)
+
+    async def _paste(self, desktop: str, text: str, press: Press) -> None:
+        await self.paste(desktop, text, press)
 
     async def drop(self, desktop: str) -> None:
         actor = self._actors.pop(desktop, None)
@@ -187,3 +191,7 @@ class Actors:
     async def close(self) -> None:
         for desktop in list(self._actors):
             await self.drop(desktop)
+
+
+async def _no_paste(desktop: str, text: str, press: Press) -> None:
+    raise UnavailableError(f"desktop {desktop} has no clipboard helper", code="no_clipboard")

@@ -46,6 +46,7 @@ class Core:
     ending: bool = False  # nothing is granted, made or cleaned any more
     closing: bool = False
     alarm: str = ""  # what is wrong with the audit record
+    changes: int = 0  # how many there were of leases, desktops and people since the start
 
     def __post_init__(self) -> None:
         self.mint = Mint.of(self.secret)
@@ -86,7 +87,10 @@ class Core:
             self.schedule(tx)
             return result
 
-        result = await self.store.transact(both)
+        try:
+            result = await self.store.transact(both)
+        finally:
+            self.changes += 1  # even if it was cancelled: it may have landed
         for desktop in touched:
             self.poke(desktop)
         self.bell.ring()

@@ -4,18 +4,17 @@ could not be kept is on record.
 """
 
 import asyncio
-import hashlib
 import logging
 from pathlib import Path
 
 from cu_fleet.backends.base import Files
 from cu_fleet.controller.actor import Actor
 from cu_fleet.controller.core import Core, folder
+from cu_fleet.controller.frames import Frames, Kept
 from cu_fleet.model.desktop import Desktop
 from cu_fleet.model.errors import FleetError
 from cu_fleet.model.lease import Lease, LeaseState
 from cu_fleet.model.snapshot import Snapshot
-from cu_fleet.rfb.picture import encode
 from cu_fleet.stores.base import Tx
 
 log = logging.getLogger(__name__)
@@ -24,13 +23,10 @@ _MOST_FILES = 10_000
 
 
 class Evidence:
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, frames: Frames) -> None:
         self.core = core
+        self.frames = frames
         self.save_snapshot = _nobody  # set by the controller: the keeper's `save`
-
-    @property
-    def frames(self) -> Path:
-        return folder(self.core.settings.home / "frames")
 
     def artifacts(self, lease: str) -> Path:
         return self.core.settings.home / "artifacts" / lease
@@ -41,37 +37,33 @@ class Evidence:
         if lease is None:
             return
         facts: dict[str, object] = {}
-        frame = ""
+        frames: list[Kept] = []
         try:
             async with asyncio.timeout(2 * self.core.settings.backend_timeout):
                 if lease.state is LeaseState.REVOKED and self.core.settings.evidence:
-                    frame = await self._last_frame(desktop, actor)
+                    frames = [await self._last_frame(desktop, lease, actor)]
                 facts |= await self._artifacts(desktop, lease)
                 facts |= await self._snapshots(desktop)
         except (FleetError, OSError, TimeoutError) as e:
             facts["not_kept"] = f"{type(e).__name__}: {e}"
             log.warning("desktop %s: not all evidence could be kept: %s", desktop.id, e)
-        if frame or facts:
+        if frames or facts:
             await self.core.note(
                 lambda tx: self.core.record(
                     tx,
                     "lease.evidence",
                     "controller",
                     lease=lease,
-                    frames=(frame,) if frame else (),
+                    frames=self.frames.note(tx, frames),
                     facts=facts,
                 )
             )
 
-    async def _last_frame(self, desktop: Desktop, actor: Actor) -> str:
+    async def _last_frame(self, desktop: Desktop, lease: Lease, actor: Actor) -> Kept:
         screen = await actor.connect(desktop, await self.core.endpoint(desktop), timeout=5.0)
         async with asyncio.timeout(5.0):
             frame = await screen.frame(pointer=True)
-        picture = await asyncio.to_thread(encode, frame, pointer=True)
-        name = hashlib.sha256(picture.data).hexdigest()
-        path = self.frames / f"{name}.png"
-        await asyncio.to_thread(_write_private, path, picture.data)
-        return name
+        return await self.frames.keep(lease, frame, "evidence")
 
     async def _artifacts(self, desktop: Desktop, lease: Lease) -> dict[str, object]:
         files = self.core.backend(desktop.backend).abilities.files
@@ -115,13 +107,6 @@ def last_lease(tx: Tx, desktop: str) -> Lease | None:
     """The lease that held this desktop last."""
     over = [lease for lease in tx.find(Lease, desktop=desktop) if lease.ended_at is not None]
     return max(over, key=lambda lease: lease.generation or 0, default=None)
-
-
-def _write_private(path: Path, data: bytes) -> None:
-    part = path.with_suffix(".part")
-    part.write_bytes(data)
-    part.chmod(0o600)
-    part.replace(path)
 
 
 async def _nobody(desktop: Desktop, *, note: str, purpose: str, by: str, snapshot: str) -> Snapshot:

@@ -77,6 +77,7 @@ class Leasing:
             desktop_name=ask.desktop,
             resources=tuple(dict.fromkeys(ask.resources)),
             ttl=ask.ttl or profile.ttl,
+            view=ask.view or profile.screen.view,
             place=tx.next_number("place"),
             asked_at=now,
             asked_by=who.who,

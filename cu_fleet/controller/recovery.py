@@ -5,10 +5,11 @@ desktop is looked at: those that should run are connected again, those on their 
 import logging
 import math
 
-from cu_fleet.controller.acting import Acting, may_not
+from cu_fleet.controller.acting import Acting
 from cu_fleet.controller.actor import Actors
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.keeper import Keeper
+from cu_fleet.controller.permit import may_not
 from cu_fleet.controller.snapshots import Snapshots
 from cu_fleet.model.access import Caller
 from cu_fleet.model.desktop import NOT_GONE, Desktop, Stage

@@ -127,6 +127,7 @@ class Supervising:
             desktop_name=old.desktop_name,
             resources=old.resources,
             ttl=ttl or old.ttl,
+            view=old.view,
             place=old.place,  # nobody in line overtakes the hand-over
             asked_at=now,
             asked_by=who.who,

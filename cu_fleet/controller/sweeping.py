@@ -3,24 +3,25 @@
 import asyncio
 import logging
 import shutil
-from pathlib import Path
 
 from cu_fleet.controller.core import Core
+from cu_fleet.controller.frames import Frames
 from cu_fleet.controller.snapshots import Snapshots
 from cu_fleet.model.desktop import Desktop, Stage
 from cu_fleet.model.errors import FleetError
+from cu_fleet.model.frame import KeptFrame
 from cu_fleet.model.lease import LIVE, Lease
 from cu_fleet.model.snapshot import Snapshot
 from cu_fleet.stores.base import Tx
 
 log = logging.getLogger(__name__)
-_MOST_FRAMES = 500  # of evidence; the oldest go first
 
 
 class Sweeper:
-    def __init__(self, core: Core, snapshots: Snapshots) -> None:
+    def __init__(self, core: Core, snapshots: Snapshots, frames: Frames) -> None:
         self.core = core
         self.snapshots = snapshots
+        self.frames = frames
         self._seen: set[tuple[str, str]] = set()
 
     def forget(self) -> None:
@@ -35,7 +36,7 @@ class Sweeper:
             except (FleetError, OSError, TimeoutError) as e:
                 log.warning("backend %s could not be swept: %s", name, e)
         await self._forget()
-        await asyncio.to_thread(_thin, self.core.settings.home / "frames", _MOST_FRAMES)
+        await self.frames.tidy_if_due()
 
     async def _sweep_backend(self, name: str) -> None:
         backend = self.core.backends[name]
@@ -69,6 +70,8 @@ class Sweeper:
             old = [x for x in tx.find(Lease) if x.state not in LIVE and (x.ended_at or 0) < before]
             kept = {x.desktop for x in tx.find(Lease)} - {x.desktop for x in old}
             for lease in old:
+                for frame in tx.find(KeptFrame, lease=lease.id):
+                    tx.delete(frame)  # its file goes when nobody else refers to it
                 tx.delete(lease)
             for desktop in tx.find(Desktop, stage=Stage.GONE.value):
                 if desktop.id not in kept and desktop.created_at < before:
@@ -81,11 +84,3 @@ class Sweeper:
 
 def _known_desktops(tx: Tx) -> set[str]:
     return {desktop.id for desktop in tx.find(Desktop) if desktop.stage is not Stage.GONE}
-
-
-def _thin(folder: Path, most: int) -> None:
-    if not folder.is_dir():
-        return
-    files = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
-    for path in files[: max(0, len(files) - most)]:
-        path.unlink(missing_ok=True)

@@ -49,6 +49,7 @@ class Lease(Record):
     state: LeaseState = LeaseState.WAITING
     control: Control = Control.NONE
     ttl: float = DEFAULT_TTL
+    view: int | None = None  # longest edge of the pictures its agent is shown; None: all the screen's pixels
     place: int = 0  # order in the queue: a number from the store, never from a clock
     asked_at: float
     asked_by: str  # "operator ana" or "agent codex-a"

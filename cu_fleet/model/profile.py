@@ -34,10 +34,14 @@ Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(ge=0)]
 
 
+_NOT_OF_THE_DESKTOP: Any = {"warm": True, "description": True, "ttl": True, "frames": True, "screen": {"view"}}
+
+
 class Screen(Value):
     width: int = Field(1280, ge=64, le=7680)
     height: int = Field(800, ge=64, le=4320)
     dpi: int = Field(96, ge=36, le=600)
+    view: int | None = Field(None, ge=16, le=16384)  # longest edge of what agents are shown; None: all its pixels
 
 
 class Limits(Value):
@@ -67,6 +71,7 @@ class Profile(Value):
     limits: Limits = Limits()
     network: Literal["none", "full"] = "none"
     gates: Literal["none", "strict"] = "strict"
+    frames: Literal["none", "actions", "all"] = "none"  # which pictures are kept
     env: dict[str, str] = {}
     home: str | None = None  # a directory beside the profile's file whose contents every fresh home begins with
     autostart: tuple[tuple[str, ...], ...] = ()
@@ -80,8 +85,9 @@ class Profile(Value):
 
     @property
     def digest(self) -> str:
-        """Changes whenever the recipe does; how many are kept warm is not part of it."""
-        return hashlib.sha256(self.model_dump_json(exclude={"warm", "description", "ttl"}).encode()).hexdigest()[:16]
+        """Changes whenever the recipe does; how many are kept warm, or how they are looked at, is not part of it."""
+        text = self.model_dump_json(exclude=_NOT_OF_THE_DESKTOP)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_profile(path: Path) -> Profile:

@@ -5,6 +5,8 @@ from typing import Any
 
 from cu_fleet.model.access import Agent, Grants, Operator
 from cu_fleet.model.desktop import Desktop
+from cu_fleet.model.frame import KeptFrame
+from cu_fleet.model.geometry import Geometry
 from cu_fleet.model.lease import Lease
 from cu_fleet.model.record import Value
 
@@ -25,8 +27,11 @@ class LeaseView(Value):
     desktop_name: str | None
     generation: int | None
     resources: tuple[str, ...]
-    width: int | None
+    width: int | None  # of the view: what coordinates are pixels of
     height: int | None
+    screen_width: int | None = None
+    screen_height: int | None = None
+    scale: float | None = None  # pixels of the view for each of the screen
     asked_at: str
     granted_at: str | None
     expires_at: str | None
@@ -46,6 +51,7 @@ class LeaseView(Value):
 
 def lease_view(lease: Lease, desktop: Desktop | None, now: float, **more: Any) -> LeaseView:
     remaining = lease.remaining if lease.expires_at is None else max(0.0, lease.expires_at - now)
+    seen = Geometry.whole(desktop.width, desktop.height, lease.view) if desktop else None
     return LeaseView(
         lease=lease.id,
         agent=lease.agent,
@@ -57,8 +63,11 @@ def lease_view(lease: Lease, desktop: Desktop | None, now: float, **more: Any) -
         desktop_name=lease.desktop_name,
         generation=lease.generation,
         resources=lease.resources,
-        width=desktop.width if desktop else None,
-        height=desktop.height if desktop else None,
+        width=seen.width if seen else None,
+        height=seen.height if seen else None,
+        screen_width=desktop.width if desktop else None,
+        screen_height=desktop.height if desktop else None,
+        scale=seen.scale if seen else None,
         asked_at=iso(lease.asked_at) or "",
         granted_at=iso(lease.granted_at),
         expires_at=iso(lease.expires_at),
@@ -109,6 +118,25 @@ def desktop_view(desktop: Desktop, lease: Lease | None) -> DesktopView:
         created_at=iso(desktop.created_at) or "",
         ready_at=iso(desktop.ready_at),
     )
+
+
+class FrameView(Value):
+    sha256: str
+    lease: str
+    agent: str
+    desktop: str
+    generation: int
+    why: str
+    at: float
+    at_iso: str
+    width: int
+    height: int
+    format: str
+    size: int  # bytes
+
+
+def frame_view(frame: KeptFrame) -> FrameView:
+    return FrameView(**frame.model_dump(exclude={"id"}), at_iso=iso(frame.at) or "")
 
 
 class AgentView(Value):

@@ -21,7 +21,7 @@ R = TypeVar("R", bound=Record)
 Cell = str | int | float | None
 Params = Mapping[str, Cell]
 
-_IDENTIFIER = re.compile(r"[a-z][a-z_]*")
+_IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class Table:

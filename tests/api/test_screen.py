@@ -5,7 +5,6 @@ import hashlib
 from io import BytesIO
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from tests.api.door import open_door, problem
@@ -84,12 +83,11 @@ def test_a_wrong_action_anywhere_is_refused_before_anything_is_sent(tmp_path: Pa
     run(body())
 
 
-@pytest.mark.parametrize("name", ["frame", "approval"])
-def test_what_this_controller_does_not_know_is_refused_by_name(tmp_path: Path, name: str) -> None:
+def test_approvals_are_refused_by_name_as_long_as_there_are_none(tmp_path: Path) -> None:
     async def body() -> None:
         async with open_door(tmp_path) as door, door.socket_client() as http:
             lease = await door.fleet.granted("a")
-            words = {"actions": [{"type": "click", "x": 1, "y": 1}], name: "xx_1"}
-            problem(await http.post(f"/v1/leases/{lease.lease}/actions", json=words), 501, f"no_{name}s")
+            words = {"actions": [{"type": "click", "x": 1, "y": 1}], "approval": "ap_1"}
+            problem(await http.post(f"/v1/leases/{lease.lease}/actions", json=words), 501, "no_approvals")
 
     run(body())

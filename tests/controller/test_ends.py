@@ -71,7 +71,8 @@ def test_revoke_in_the_middle_of_typing_is_final(tmp_path: Path) -> None:
             assert len(old.events) == arrived
             entries = await fleet.controller.audit(ANA, limit=1000, what="lease.evidence")
             assert entries[0].frames
-            assert (tmp_path / "frames" / f"{entries[0].frames[0]}.png").exists()
+            kept, data = await fleet.controller.frame(ANA, entries[0].frames[0])
+            assert (kept.why, kept.lease, len(data)) == ("evidence", lease.lease, kept.size)
             with pytest.raises(DeniedError, match="barred"):
                 await fleet.acquire("a")
             await fleet.controller.unbar_agent(ANA, "a")
