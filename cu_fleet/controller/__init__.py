@@ -67,7 +67,7 @@ class Controller:
         supervising = Supervising(core, self.actors, leasing, ending)
         acting = Acting(core, self.actors, frames)
         self._inside = inside = Inside(core, self.actors, acting)
-        self.actors.paste, self.keeper.forget_inside = inside.paste_into, inside.forget
+        self.actors.beside, self.keeper.forget_inside = inside, inside.forget
         self._snapshots = snapshots = Snapshots(core, self.actors, self.keeper)
         people = People(core)
         self._chronicle = chronicle = Chronicle(core)
@@ -94,7 +94,8 @@ class Controller:
         self.exec, self.logs = inside.exec, inside.logs
         self.save, self.snapshots, self.delete_snapshot = snapshots.save, snapshots.listing, snapshots.delete
         self.desktops, self.desktop, self.remove_desktop = desktops.listing, desktops.one, desktops.remove
-        self.profiles, self.profile, self.metrics = desktops.profiles, desktops.profile, desktops.metrics
+        self.profiles, self.profile, self.offer = desktops.profiles, desktops.profile, desktops.offer
+        self.metrics = desktops.metrics
         self.audit, self.verify_audit, self.events = chronicle.entries, chronicle.verify, chronicle.events
 
     @property

@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Protocol
 
 from cu_fleet.backends.base import Endpoint
 from cu_fleet.model.action import Action
@@ -18,23 +19,39 @@ from cu_fleet.model.desktop import Desktop
 from cu_fleet.model.errors import FleetError, TooLongError, UnavailableError
 from cu_fleet.model.request import Acted
 from cu_fleet.rfb.canvas import Rect
+from cu_fleet.rfb.fingers import Extra
 from cu_fleet.rfb.hands import Hands
 from cu_fleet.rfb.screen import Screen
 
 log = logging.getLogger(__name__)
 Press = Callable[[], None]  # the keys that paste
+
+
+class Beside(Protocol):
+    """What reaches a desktop beside its screen's server: somebody inside."""
+
+    async def paste(self, desktop: str, text: str, press: Press) -> None:
+        """Bring in what keys cannot carry, by the clipboard; return when a program has taken it."""
+
+    async def button(self, desktop: str, name: str, down: bool, x: int, y: int) -> None:
+        """Press or lift a button that VNC lacks."""
+
+    async def lift(self, desktop: str) -> None:
+        """Lift all those buttons."""
+
+
 _REMEMBERED = 64  # answers kept for callers who ask again with the same request id
 
 
 class Actor:
-    def __init__(
-        self, desktop: str, on_lost: Callable[[str], None], paste: Callable[[str, str, Press], Awaitable[None]]
-    ) -> None:
+    def __init__(self, desktop: str, on_lost: Callable[[str], None], beside: Beside) -> None:
         self.desktop = desktop
         self.turn = asyncio.Lock()
         self.answers: OrderedDict[tuple[str, str], Acted] = OrderedDict()
         self._on_lost = on_lost
-        self._paste = paste
+        self._paste = partial(beside.paste, desktop)
+        self._extra = Extra(partial(beside.button, desktop), partial(beside.lift, desktop))
+        self._foreign: set[str] = set()  # of its server, which lives no longer than this actor
         self._fence: FleetError | None = None
         self._screen: Screen | None = None
         self._hands: Hands | None = None
@@ -76,8 +93,8 @@ class Actor:
                 desktop=desktop.id,
             )
         self._screen = screen
-        self._hands = Hands(screen, self.check, paste_text=partial(self._paste, self.desktop))
-        self._hands.paste_keys = "shift+insert"  # terminals know it too, with the text in both selections
+        self._hands = Hands(screen, self.check, self._paste, self._extra, self._foreign)
+        self._hands.keyboard.paste_keys = "shift+insert"  # terminals know it too, with the text in both selections
         await self._hands.release_all()  # a button that an earlier connection of ours left down
         screen.lost.add_done_callback(lambda _: self._lost(screen))
         return screen
@@ -170,18 +187,15 @@ class Actors:
     def __init__(self) -> None:
         self._actors: dict[str, Actor] = {}
         self.on_lost: Callable[[str], None] = lambda desktop: None
-        self.paste: Callable[[str, str, Press], Awaitable[None]] = _no_paste  # by its clipboard, taken in
+        self.beside: Beside  # set by whoever puts a controller together
 
     def of(self, desktop: str) -> Actor:
         if desktop not in self._actors:
-            self._actors[desktop] = Actor(desktop, self._lost, self._paste)
+            self._actors[desktop] = Actor(desktop, self._lost, self.beside)
         return self._actors[desktop]
 
     def _lost(self, desktop: str) -> None:
         self.on_lost(desktop)
-
-    async def _paste(self, desktop: str, text: str, press: Press) -> None:
-        await self.paste(desktop, text, press)
 
     async def drop(self, desktop: str) -> None:
         actor = self._actors.pop(desktop, None)
@@ -191,7 +205,3 @@ class Actors:
     async def close(self) -> None:
         for desktop in list(self._actors):
             await self.drop(desktop)
-
-
-async def _no_paste(desktop: str, text: str, press: Press) -> None:
-    raise UnavailableError(f"desktop {desktop} has no clipboard helper", code="no_clipboard")
