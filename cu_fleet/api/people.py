@@ -62,6 +62,12 @@ async def rotate_agent(name: NamePath, at: At) -> AgentView:
     return await at.fleet.rotate_agent(at.who, name)
 
 
+@router.post("/agents/{name}/token", summary="Hand out an agent's token")
+async def agent_token(name: NamePath, at: At) -> AgentView:
+    """For a door that acts for it. Its tokens stay valid; an agent that is not known yet is added."""
+    return await at.fleet.agent_token(at.who, name)
+
+
 @router.post("/agents/{name}/unbar", summary="Lift an agent's bar", responses=raises(404))
 async def unbar_agent(name: NamePath, at: At) -> AgentView:
     """After a revoke: it may lease again."""

@@ -33,3 +33,9 @@ def clean_up(settings: Settings) -> bool:
     from cu_fleet.app import clean_up as end_leftovers
 
     return asyncio.run(end_leftovers(settings))
+
+
+def mcp(*, agent: str, profile: str) -> None:
+    from cu_fleet.app import run_mcp
+
+    run_mcp(agent=agent, profile=profile)

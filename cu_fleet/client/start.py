@@ -87,7 +87,7 @@ def _environment(home: Path) -> dict[str, str]:
     """Ours, without what points at other controllers; and the same cu_fleet, if it runs from a checkout."""
     env = {key: value for key, value in os.environ.items() if key not in ("CU_FLEET_URL", "CU_FLEET_TOKEN")}
     env["CU_FLEET_HOME"] = str(home)
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if root.name not in ("site-packages", "dist-packages"):
         env["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [env.get("PYTHONPATH")])])
     return env

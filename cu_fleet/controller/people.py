@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from cu_fleet.controller.core import Core
-from cu_fleet.model.access import Agent, Caller, Grants, Operator, Role, check_within
+from cu_fleet.model.access import CHILDREN, Agent, Caller, Grants, Operator, Role, check_within
 from cu_fleet.model.errors import ConflictError, DeniedError, NotFoundError, UnauthorizedError
 from cu_fleet.model.lease import LIVE, Lease
 from cu_fleet.model.names import check_name
@@ -101,6 +101,23 @@ class People:
 
     async def rotate_agent(self, who: Caller, name: str) -> AgentView:
         agent = await self._change_agent(who, name, "agent.rotated", lambda agent: agent.but(epoch=agent.epoch + 1))
+        return agent_view(agent, token=self.core.mint.agent(agent.name, agent.epoch))
+
+    async def agent_token(self, who: Caller, name: str) -> AgentView:
+        """The token of an agent as it is, for a door that acts for it; one not known yet is added."""
+        check_name("agent", name)
+        who.needs(Role.OPERATOR)
+
+        def work(tx: Tx) -> Agent:
+            agent = tx.get(Agent, name)
+            if agent is None:
+                agent = Agent(name=name, grants=Grants(children=CHILDREN), created_at=self.core.now())
+                tx.put(agent)
+                self.core.record(tx, "agent.added", who.who, facts={"agent": name, "on_the_fly": True})
+            self.core.record(tx, "agent.token", who.who, facts={"agent": name})
+            return agent
+
+        agent = await self.core.change(work)
         return agent_view(agent, token=self.core.mint.agent(agent.name, agent.epoch))
 
     async def unbar_agent(self, who: Caller, name: str) -> AgentView:

@@ -61,6 +61,10 @@ def code_of(answer: Answer) -> str:
     return str((answer.meta or {}).get(CODE, "")) if answer.is_error else ""
 
 
+def words_of(answer: Answer) -> str:
+    return "".join(part.text for part in answer.content if isinstance(part, TextContent))
+
+
 def _error(text: str, code: str) -> Answer:
     return CallToolResult(content=[TextContent(text=text)], is_error=True, _meta={CODE: code})
 

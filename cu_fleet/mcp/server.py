@@ -13,6 +13,7 @@ from cu_fleet import __version__
 from cu_fleet.mcp import arguments, tools
 from cu_fleet.mcp.answers import Answer, refused
 from cu_fleet.mcp.door import CALLER, PROFILE, at_desk
+from cu_fleet.mcp.words import INSTRUCTIONS
 from cu_fleet.model.access import Caller
 from cu_fleet.model.errors import FleetError, TooLongError
 
@@ -20,12 +21,6 @@ if TYPE_CHECKING:
     from cu_fleet.controller import Controller
 
 WITHIN = 50.0  # seconds
-INSTRUCTIONS = """\
-A desktop of your own: screen, pointer, keyboard, clipboard, files and programs that no other agent shares. You hold \
-it by a lease: every action renews it, a person can pause or revoke it at any time, and at its end all of it is rolled \
-back to clean (only ~/Shared/out is kept).
-Look first (screenshot); coordinates are pixels of the picture you saw. Do several steps at once with act, which \
-shows the settled screen. Read errors: they say why, and what to do next. Paused means wait, revoked means stop."""
 
 
 def leased(fleet: "Controller") -> Server[Any]:

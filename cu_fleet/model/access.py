@@ -19,6 +19,9 @@ class Role(StrEnum):
         return order.index(self) >= order.index(other)
 
 
+CHILDREN = 8  # that an agent may add which a door of its own made: each of its processes gets a name and a desktop
+
+
 class Operator(Record):
     TABLE: ClassVar[str] = "operator"
     KEY: ClassVar[str] = "name"

@@ -1,0 +1,218 @@
+"""One process's own lease: asked for by the first call, kept while the process lives, given back at its end.
+
+It holds the agent's token, and passes each call on to the controller's own door with the lease's. Where the agent has
+a lease already (another process, or another thread of the same client), a child of that agent with a number to its
+name gets this one, so that no two ever share a desktop. A lease that was revoked is never asked for again.
+"""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cu_fleet.client.desktop import Desktop
+from cu_fleet.client.http import Wire, read, v1
+from cu_fleet.client.lease import Errands
+from cu_fleet.mcp.answers import Answer, code_of, refused, said, words_of
+from cu_fleet.model.access import CHILDREN
+from cu_fleet.model.errors import BrokenError, DeniedError, FleetError, LeaseOverError, LeasePausedError
+from cu_fleet.model.view import AgentView, LeaseView
+
+TTL = 300.0  # seconds; renewed while this process lives, and soon over should it be killed
+AT_ONCE = 1.0  # seconds that a call waits behind somebody else
+STARTS_WITHIN = 40.0  # and for a desktop that is being made
+_FINAL = ("lease_revoked", "lease_reassigned")
+_OVER = ("lease_released", "lease_expired", "lease_lost", "lease_cancelled")
+_NO_MORE = ("too_many_leases", "too_many_children")
+_HEADERS = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-06-18"}
+
+
+class Door:
+    """The way to the controller, with a token that opens no more than it must.
+
+    An operator's token, or none at the home's own socket, serves once: to get the agent's.
+    """
+
+    def __init__(self, wire: Wire, agent: str, *, leased: bool = False) -> None:
+        self.wire, self.agent, self.leased = wire, agent, leased  # leased: the token is a lease's
+        self.errands = Errands(wire)
+
+    @classmethod
+    async def open(cls, url: str | None, token: str | None, home: Path, agent: str) -> "Door":
+        kind, _, rest = (token or "").partition("_")
+        if kind not in ("cfl", "cfa"):
+            token, rest = await _agent_token(Wire(url=url, token=token, home=home, start=True), agent), f"{agent}__"
+        wire = Wire(url=url, token=token, home=home, start=True)
+        return cls(wire, rest.rsplit("_", 2)[0], leased=kind == "cfl")
+
+    async def passed_on(self, method: str, asked: Mapping[str, Any], token: str | None, **query: str) -> dict[str, Any]:
+        """A message to the controller's own MCP door, and its answer."""
+        message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": dict(asked)}
+        start = method == "tools/list"  # a controller started anew knows no lease that could be meant
+        more: dict[str, Any] = {"query": query, "token": token, "headers": _HEADERS, "start": start}
+        async with self.wire.stream("POST", "/mcp", body=message, **more) as answer:
+            await answer.aread()
+            said = answer.json()
+        if "result" not in said:
+            raise BrokenError(f"the controller refused {method}: {said.get('error')}", code="not_understood")
+        return dict(said["result"])
+
+    async def names(self, profile: str) -> AsyncIterator[str | None]:
+        """The agent's own token, then those of its children, each added when it is wanted."""
+        yield None
+        for number in range(2, CHILDREN + 2):
+            child = {"agent": f"{self.agent}-{number}", "profiles": [profile]}
+            yield read(AgentView, (await self.wire.call("POST", "/v1/agents", body=child)).json()).token
+
+    async def close(self) -> None:
+        await self.errands.close()
+        await self.wire.close()
+
+
+async def _agent_token(wire: Wire, agent: str) -> str | None:
+    try:
+        return read(AgentView, (await wire.call("POST", v1("agents", agent, "token"))).json()).token
+    finally:
+        await wire.close()
+
+
+class Desk:
+    def __init__(self, door: Door, profile: str) -> None:
+        self._door, self._profile = door, profile
+        self._leasing = asyncio.Lock()
+        self._asking: asyncio.Task[LeaseView] | None = None
+        self._renewing: asyncio.Task[None] | None = None
+        self._lease: LeaseView | None = None
+        self._token: str | None = None  # of the name that asked for the lease; None: the agent's own
+        self._over: FleetError | None = None
+
+    async def listing(self) -> dict[str, Any]:
+        """The tools that this profile's desktops have."""
+        return await self._door.passed_on("tools/list", {}, None, profile=self._profile)
+
+    async def call(self, tool: str, given: Mapping[str, Any] | None) -> Answer:
+        try:
+            if self._door.leased:
+                return await self._done(tool, given, None)
+            if tool in ("lease_status", "release") and not (self._lease and self._lease.state == "active"):
+                return await self._without_desktop(tool)
+            return self._heeded(tool, await self._done(tool, given, (await self._granted()).token))
+        except FleetError as error:
+            return refused(error)
+
+    async def _done(self, tool: str, given: Mapping[str, Any] | None, token: str | None) -> Answer:
+        asked = {"name": tool, "arguments": dict(given or {})}
+        return Answer.model_validate(await self._door.passed_on("tools/call", asked, token))
+
+    async def _without_desktop(self, tool: str) -> Answer:
+        """What can be said and done while there is none."""
+        if self._over:
+            raise self._over
+        if self._lease is None:
+            return said("You have no desktop now. The first call that needs one leases it.")
+        if tool == "release":
+            await self._give_back()
+            return said("You have left the queue.")
+        lease = await self._looked(self._lease, 0)
+        return refused(_waiting(lease)) if lease.state == "waiting" else said(f"Your lease is {lease.state}.")
+
+    def _heeded(self, tool: str, answer: Answer) -> Answer:
+        """What the answer says of the lease."""
+        code = code_of(answer)
+        if code in _FINAL:
+            self._over = LeaseOverError(words_of(answer).rstrip("."), code=code)
+        if code in (*_FINAL, *_OVER) or (tool == "release" and not answer.is_error):
+            self._forget()
+        if code in _OVER:
+            return refused(LeaseOverError(f"{words_of(answer)} The next call leases a new, clean desktop", code=code))
+        return answer
+
+    # the lease
+
+    async def _granted(self) -> LeaseView:
+        """The lease, once it is granted; or why there is none yet."""
+        async with self._leasing:
+            if self._over:
+                raise self._over
+            lease = self._lease or await self._asked()
+            if lease.state == "waiting":
+                lease = await self._looked(lease, AT_ONCE)
+            if lease.state == "waiting" and lease.holder is None:
+                lease = await self._looked(lease, STARTS_WITHIN)
+            if lease.state == "waiting":
+                raise _waiting(lease)
+            if lease.state != "active":
+                raise self._not_granted(lease)
+            if self._renewing is None:
+                self._renewing = self._door.errands.renewing(Desktop(self._door.wire, lease))
+            return lease
+
+    async def _asked(self) -> LeaseView:
+        """Put down a request. If whoever asks is gone before the answer comes, `close` still waits for it."""
+        self._asking = asyncio.create_task(self._ask(), name="ask for a lease")
+        return await asyncio.shield(self._asking)
+
+    async def _ask(self) -> LeaseView:
+        busy: DeniedError | None = None
+        body = {"profile": self._profile, "wait": None, "ttl": TTL, "request_id": uuid.uuid4().hex}
+        try:
+            async for token in self._door.names(self._profile):
+                try:
+                    more: dict[str, Any] = {"query": {"hold": 0}, "token": token}
+                    answer = await self._door.wire.call("POST", "/v1/leases", body=body, **more)
+                except DeniedError as error:
+                    if error.code not in _NO_MORE:
+                        raise
+                    busy = busy or error
+                else:
+                    self._token, self._lease = token, read(LeaseView, answer.json())
+                    return self._lease
+        except DeniedError as error:
+            raise (busy if busy and error.code in _NO_MORE else error) from None
+        raise busy or DeniedError(f"agent {self._door.agent} may not lease")
+
+    async def _looked(self, lease: LeaseView, hold: float) -> LeaseView:
+        more: dict[str, Any] = {"query": {"hold": hold, "while": "waiting"}, "patience": hold, "token": self._token}
+        answer = await self._door.wire.call("GET", v1("leases", lease.lease), start=False, **more)
+        self._lease = read(LeaseView, answer.json())
+        return self._lease
+
+    def _not_granted(self, lease: LeaseView) -> FleetError:
+        self._forget()
+        by, why = f" by {lease.by}" if lease.by else "", f": {lease.reason}" if lease.reason else ""
+        error = LeaseOverError(
+            f"you have no desktop: lease {lease.lease} was {lease.state}{by} before it was used{why}",
+            code=f"lease_{lease.state}",
+        )
+        if error.code in _FINAL:
+            self._over = error
+        return error
+
+    def _forget(self) -> None:
+        self._lease = None
+        if self._renewing:
+            self._renewing.cancel()
+            self._renewing = None
+
+    async def _give_back(self) -> None:
+        lease = self._lease
+        self._forget()
+        if lease:
+            errands = self._door.errands
+            await errands.finish(errands.release(lease.lease, lease.token or self._token), "give the desktop back")
+
+    async def close(self) -> None:
+        """Give back what was leased, and what was being asked for."""
+        if self._asking:
+            await asyncio.wait({self._asking}, timeout=10)
+        if self._lease:
+            await self._give_back()
+
+
+def _waiting(lease: LeaseView) -> LeasePausedError:
+    return LeasePausedError(
+        f"you have no desktop yet: {lease.message or 'it is being made'}",
+        remedy="do something else and call again in a while; you keep your place in line",
+        code="lease_waiting",
+    )
