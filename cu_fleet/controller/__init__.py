@@ -79,6 +79,7 @@ class Controller:
         self.caller = people.caller
         self.agents, self.add_agent, self.remove_agent = people.agents, people.add_agent, people.remove_agent
         self.rotate_agent, self.unbar_agent = people.rotate_agent, people.unbar_agent
+        self.agent_token = people.agent_token
         self.operators, self.add_operator = people.operators, people.add_operator
         self.rotate_operator, self.remove_operator = people.rotate_operator, people.remove_operator
         self.acquire, self.lease, self.leases = leasing.acquire, leasing.lease, leasing.leases
