@@ -10,6 +10,16 @@ from cu_fleet.model.profile import Profile
 
 UID = 1000
 HOME = "/home/agent"
+BEGINNING = 1_577_836_800 * 10**9  # the time of all that every fresh home has
+HOME_BEGINS: dict[str, tuple[int, bytes | None]] = {  # mode and content; None: a folder
+    ".cache": (0o700, None),
+    ".config": (0o700, None),
+    ".local": (0o700, None),
+    ".local/share": (0o700, None),
+    "Downloads": (0o755, None),
+    ".bashrc": (0o644, b"PS1='\\w\\$ '\n"),
+    ".config/user-dirs.dirs": (0o644, b'XDG_DESKTOP_DIR="$HOME"\nXDG_DOWNLOAD_DIR="$HOME/Downloads"\n'),
+}
 OPENBOX = """<?xml version="1.0" encoding="UTF-8"?>
 <openbox_config xmlns="http://openbox.org/3.4/rc">
   <focus><focusNew>yes</focusNew><followMouse>no</followMouse><raiseOnFocus>yes</raiseOnFocus></focus>

@@ -10,9 +10,7 @@ desktops/ID/frozen             which processes we stopped, where no cgroup can
 desktops/.uids/N               a link that says whose host uid N is
 """
 
-import contextlib
 import fcntl
-import hashlib
 import os
 import struct
 from collections.abc import Iterator
@@ -21,11 +19,9 @@ from pathlib import Path
 
 from cu_fleet.backends.base import Place
 from cu_fleet.backends.tree import wipe
+from cu_fleet.backends.uids import Uids
 from cu_fleet.model.errors import UnavailableError
 from cu_fleet.model.names import NAME, check_name
-
-_UIDS = 4096  # for each fleet, out of the quarter of a thousand million that systemd's table leaves to nobody
-_UIDS_FROM = 0x7000_0000
 
 
 @dataclass(frozen=True)
@@ -93,8 +89,7 @@ class Layout:
         self.fleet = place.fleet
         self.desktops = place.home / "desktops"
         self.snapshots = place.home / "snapshots"
-        self._first = _UIDS_FROM + int(hashlib.sha256(place.fleet.encode()).hexdigest()[:4], 16) * _UIDS
-        self._uids = self.desktops / ".uids"
+        self._uids = Uids(self.desktops / ".uids", place.fleet)
 
     def desk(self, desktop: str) -> Desk:
         check_name("desktop", desktop)
@@ -106,42 +101,22 @@ class Layout:
             names = {path.name for path in self.desktops.iterdir() if NAME.fullmatch(path.name)}
         except FileNotFoundError:
             return
-        yield from sorted(names | set(self._owners().values()))
-
-    def _owners(self) -> dict[Path, str]:
-        owners = {}
-        for path in self._uids.iterdir() if self._uids.exists() else ():
-            with contextlib.suppress(FileNotFoundError):  # another desktop gives its own back at this moment
-                owners[path] = str(path.readlink())
-        return owners
+        yield from sorted(names | set(self._uids.owners().values()))
 
     def uid(self, desktop: str) -> int | None:
         """The host uid this desktop has; None if it has none of its own, as when we are an ordinary user."""
-        return next((int(path.name) for path, owner in self._owners().items() if owner == desktop), None)
+        return self._uids.of(desktop)
 
     def take_uid(self, desktop: str) -> int | None:
-        """A host uid that no other desktop of this fleet has. Making the link is what takes it."""
-        if os.geteuid() != 0:
-            return None
-        if (has := self.uid(desktop)) is not None:
-            return has
-        self._uids.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for uid in range(self._first, self._first + _UIDS):
-            try:
-                (self._uids / str(uid)).symlink_to(desktop)
-            except FileExistsError:
-                continue
-            return uid
-        raise UnavailableError(f"all {_UIDS} user ids of this fleet are taken", code="no_uid")
+        """A host uid that no other desktop of this fleet has."""
+        return self._uids.take(desktop)
 
     def uids(self) -> set[int]:
         """Whose processes can be ours: root starts what then becomes a uid of the fleet's range."""
-        return {os.geteuid(), *range(self._first, self._first + _UIDS)} if os.geteuid() == 0 else {os.geteuid()}
+        return {os.geteuid(), *self._uids.range} if os.geteuid() == 0 else {os.geteuid()}
 
     def free_uid(self, desktop: str) -> None:
-        for path, owner in self._owners().items():
-            if owner == desktop:
-                path.unlink(missing_ok=True)
+        self._uids.free(desktop)
 
     def remove(self, desk: Desk) -> None:
         """Remove all files of a desktop that has ended, and then forget its uid."""

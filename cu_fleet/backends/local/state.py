@@ -21,21 +21,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from stat import S_IFDIR, S_IFMT, S_IFREG
 
+from cu_fleet.backends.inside import BEGINNING, HOME_BEGINS
 from cu_fleet.backends.tree import Entry, Manifest, Tree, differences, digest_of, wipe
 from cu_fleet.model.errors import BrokenError, ConflictError, NotFoundError, UnavailableError
 from cu_fleet.model.names import check_name
 
-_BEGINNING = 1_577_836_800 * 10**9  # the time of all that every fresh home has
 _SKELETON: dict[str, tuple[int, bytes | None]] = {
-    "home": (0o700, None),  # None: a folder
-    "home/.cache": (0o700, None),
-    "home/.config": (0o700, None),
-    "home/.local": (0o700, None),
-    "home/.local/share": (0o700, None),
-    "home/Downloads": (0o755, None),
+    "home": (0o700, None),
+    **{f"home/{path}": what for path, what in HOME_BEGINS.items()},
     "home/Shared": (0o755, None),  # where the slot is bound
-    "home/.bashrc": (0o644, b"PS1='\\w\\$ '\n"),
-    "home/.config/user-dirs.dirs": (0o644, b'XDG_DESKTOP_DIR="$HOME"\nXDG_DOWNLOAD_DIR="$HOME/Downloads"\n'),
     "tmp": (0o1777, None),
 }
 _PASSING = re.compile(r"tmp/(\.t?X\d+-lock|\.X11-unix(/.*)?)|home/Shared/.*", re.DOTALL)
@@ -194,9 +188,9 @@ def _template(folder: Path | None) -> contextlib.AbstractContextManager[Tree | N
 def _clean(template: Tree | None) -> Manifest:
     """What a fresh state has; what the template says wins over the built-in."""
     clean = {
-        path: Entry(S_IFDIR | mode, mtime=_BEGINNING, atime=_BEGINNING)
+        path: Entry(S_IFDIR | mode, mtime=BEGINNING, atime=BEGINNING)
         if content is None
-        else Entry(S_IFREG | mode, len(content), _BEGINNING, _BEGINNING, digest=digest_of(content))
+        else Entry(S_IFREG | mode, len(content), BEGINNING, BEGINNING, digest=digest_of(content))
         for path, (mode, content) in _SKELETON.items()
     }
     if template:
