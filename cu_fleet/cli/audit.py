@@ -57,19 +57,28 @@ def show(
         return output.document({"entries": entries})
     rows = [_row(entry) for entry in entries]
     empty = "No such entries. All of them: cu-fleet audit export"
-    output.table(["seq", "at", "who", "what", "lease", "desktop", "result", "detail"], rows, empty=empty)
+    output.table(["seq", "at", "who", "what", "lease", "desktop", "gen", "result", "detail"], rows, empty=empty)
     return None
 
 
 def _row(entry: dict[str, Any]) -> list[output.Cell]:
     took = f"{entry['seconds'] * 1000:.0f} ms" if entry["seconds"] is not None else None
     result = " ".join(filter(None, [entry["result"], took]))
-    what = (entry["seq"], entry["at_iso"], entry["who"], entry["what"], entry["lease"], entry["desktop"])
+    what = (
+        entry["seq"],
+        entry["at_iso"],
+        entry["who"],
+        entry["what"],
+        entry["lease"],
+        entry["desktop"],
+        entry["generation"],
+    )
     return [*what, result, _detail(entry)]
 
 
 def _detail(entry: dict[str, Any]) -> str:
     parts = [json.dumps(entry["action"], ensure_ascii=False)] if entry["action"] else []
+    parts += [f"frame: {sha256[:16]}" for sha256 in entry.get("frames") or ()]  # for `frames get`
     parts += [f"why: {entry['intent']}"] if entry["intent"] else []
     parts += [f"{name}={value}" for name, value in (entry["facts"] or {}).items() if value not in (None, [])]
     return " ".join(parts)

@@ -119,14 +119,31 @@ async def text(wire: Wire, where: str) -> str:
 
 
 async def picture(wire: Wire, lease: str, query: Mapping[str, object]) -> tuple[dict[str, Any], bytes]:
-    """A screenshot's bytes, and what its headers say of it."""
-    answer = await wire.call("GET", path("leases", lease, "screenshot"), query=query)
-    told = {name: answer.headers.get(f"Cu-Fleet-{name}") for name in ("Frame", "Sha256", "Age", "Scale")}
-    numbers = {name: answer.headers.get(f"Cu-Fleet-{name}") for name in ("Width", "Height", "Generation")}
-    about = {"frame": told["Frame"], "sha256": told["Sha256"]}
-    about |= {name.lower(): float(told[name]) if told[name] else None for name in ("Age", "Scale")}
-    about |= {name.lower(): int(value) if value else None for name, value in numbers.items()}
-    return about, answer.content
+    """A screenshot's bytes, none if it is unchanged, and what its headers say of it."""
+    answer = await wire.call("GET", path("leases", lease, "screenshot"), query=query, patience=60.0)
+    return {**_told(answer.headers), "unchanged": answer.status_code == 304}, answer.content
+
+
+async def kept(wire: Wire, sha256: str) -> tuple[dict[str, Any], bytes]:
+    """A kept frame's bytes, and what its headers say of it."""
+    answer = await wire.call("GET", path("frames", sha256))
+    return _told(answer.headers), answer.content
+
+
+def _told(headers: Mapping[str, str]) -> dict[str, Any]:
+    """What `Cu-Fleet-…` headers say, as JSON has it."""
+    told = {
+        name.lower()[9:].replace("-", "_"): headers[name] for name in headers if name.lower().startswith("cu-fleet-")
+    }
+    return {name: _KINDS.get(name, str)(value) for name, value in told.items()}
+
+
+_WHOLE, _PARTS = ("width", "height", "screen_width", "screen_height", "generation"), ("age", "within", "scale")
+_KINDS: dict[str, Callable[[str], object]] = {
+    **dict.fromkeys(_WHOLE, int),
+    **dict.fromkeys(_PARTS, float),
+    "settled": "true".__eq__,
+}
 
 
 async def lines(

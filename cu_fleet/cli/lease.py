@@ -20,7 +20,7 @@ def register(root: typer.Typer) -> None:
     "acquire",
     "cu-fleet lease acquire --agent codex-a --profile local",
     "cu-fleet lease acquire -a codex-a -p local --desktop finance --resource browser:bank --ttl 30m --wait 5m",
-    "cu-fleet lease acquire -a codex-a -p local --no-wait --json",
+    "cu-fleet lease acquire -a codex-a -p local --view 1024 --no-wait --json",
 )
 def acquire(
     profile: Annotated[
@@ -50,6 +50,12 @@ def acquire(
         str, typer.Option("--wait", metavar="TIME", help="How long to stand in line: 60s, 5m or forever.")
     ] = "60s",
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Be refused at once if somebody else holds it.")] = False,
+    view: Annotated[
+        int | None,
+        typer.Option(
+            "--view", metavar="N", min=16, help="Longest edge of the pictures it is shown; none: the profile's."
+        ),
+    ] = None,
     request_id: Annotated[
         str | None, typer.Option("--request-id", help="Asking again with the same id returns the same lease.")
     ] = None,
@@ -70,13 +76,14 @@ def acquire(
         desktop=desktop,
         resources=resource or None,
         ttl=seconds("--ttl", ttl),
+        view=view,
         request_id=request_id,
     )
-    view = connect.run(lambda wire: _acquire(wire, {**body, "wait": patience}, patience))
+    granted = connect.run(lambda wire: _acquire(wire, {**body, "wait": patience}, patience))
     if as_json:
-        output.document(view)
+        output.document(granted)
     else:
-        _introduce(view, show_token)
+        _introduce(granted, show_token)
 
 
 async def _acquire(wire: connect.Wire, body: dict[str, object], wait: float | None) -> dict[str, Any]:
@@ -91,7 +98,7 @@ def _introduce(view: dict[str, Any], show_token: bool) -> None:
     output.say(f"lease {lease}: agent {view['agent']} has desktop {where} until {until}, longer with every action")
     click = f'{{"type": "click", "x": {view["width"] // 2}, "y": {view["height"] // 2}}}'
     lines = {
-        "screen": f"{view['width']}x{view['height']}, profile {view['profile']}, generation {view['generation']}",
+        "screen": f"{_screen(view)}, profile {view['profile']}, generation {view['generation']}",
         "with it": ", ".join(view["resources"]),
         "look": f"cu-fleet screenshot {lease} -o screen.png",
         "act": f"cu-fleet act {lease} '{click}'",
@@ -256,8 +263,15 @@ def _answer(view: dict[str, Any], as_json: bool, sentence: str = "") -> None:
         output.facts(_known(view))
 
 
+def _screen(view: dict[str, Any]) -> str:
+    """The size that coordinates are of, and the whole one if it is shown smaller."""
+    if not view["width"]:
+        return ""
+    whole = f" (of {view['screen_width']}x{view['screen_height']})" if view.get("scale", 1) != 1 else ""
+    return f"{view['width']}x{view['height']}{whole}"
+
+
 def _known(view: dict[str, Any]) -> dict[str, output.Cell]:
-    screen = f"{view['width']}x{view['height']}" if view["width"] else None
     return {
         "lease": view["lease"],
         "agent": view["agent"],
@@ -268,7 +282,7 @@ def _known(view: dict[str, Any]) -> dict[str, output.Cell]:
         "desktop": view["desktop"],
         "name": view["desktop_name"],
         "profile": f"{view['profile']} ({view['backend']})",
-        "screen": screen,
+        "screen": _screen(view),
         "generation": view["generation"],
         "resources": ", ".join(view["resources"]),
         "asked": view["asked_at"],

@@ -26,10 +26,19 @@ class Format(StrEnum):
 SUFFIXES = {".png": Format.png, ".jpg": Format.jpeg, ".jpeg": Format.jpeg, ".webp": Format.webp}
 
 Region = Annotated[
-    str | None, typer.Option("--region", metavar="X,Y,W,H", help="Only this part, in pixels of the screen.")
+    str | None,
+    typer.Option("--region", metavar="X,Y,W,H", help="Only this part, in pixels of what the lease is shown."),
 ]
 MaxEdge = Annotated[
-    int | None, typer.Option("--max-edge", metavar="N", min=16, help="Scale down until neither edge is longer.")
+    int | None, typer.Option("--max-edge", metavar="N", min=16, help="Neither edge longer; none: the lease's scale.")
+]
+Changed = Annotated[
+    str | None,
+    typer.Option("--if-changed-since", metavar="FRAME", help="Write nothing if this frame is what it would show."),
+]
+SettleMs = Annotated[
+    int | None,
+    typer.Option("--settle-ms", metavar="N", min=0, help="Wait until the screen has kept still for so long."),
 ]
 Intent = Annotated[str | None, typer.Option("--intent", help="Why; it goes on record.")]
 
@@ -39,7 +48,8 @@ def register(root: typer.Typer) -> None:
         root,
         "screenshot",
         "cu-fleet screenshot ls_3k9m2c7d1x -o screen.png",
-        "cu-fleet screenshot ls_3k9m2c7d1x -o part.jpg --region 0,0,400,300 --max-edge 800",
+        "cu-fleet screenshot ls_3k9m2c7d1x -o zoom.png --region 0,0,400,300 --max-edge 1600",
+        "cu-fleet screenshot ls_3k9m2c7d1x -o now.png --if-changed-since fr_8h4k2m9x1c",
         "cu-fleet screenshot ls_3k9m2c7d1x -o - | display",
         rich_help_panel=PANEL,
     )(screenshot)
@@ -59,6 +69,9 @@ def screenshot(
         str, typer.Option("--output", "-o", metavar="FILE", help="Where to write it; - is standard output.")
     ],
     region: Region = None,
+    frame: Annotated[
+        str | None, typer.Option("--frame", metavar="FRAME", help="--region is in pixels of this frame.")
+    ] = None,
     max_edge: MaxEdge = None,
     format: Annotated[Format | None, typer.Option("--format", help="Default: as FILE ends, else png.")] = None,  # noqa: A002 -- the option's name
     quality: Annotated[int | None, typer.Option("--quality", min=1, max=100, help="Of jpeg and webp (80).")] = None,
@@ -66,6 +79,14 @@ def screenshot(
         int | None, typer.Option("--max-bytes", min=10_000, help="Lower the quality until it fits; never the scale.")
     ] = None,
     pointer: Annotated[bool, typer.Option("--pointer", help="Draw the mouse pointer.")] = False,
+    changed: Changed = None,
+    settle_ms: SettleMs = None,
+    settle_timeout_ms: Annotated[
+        int | None, typer.Option("--settle-timeout-ms", metavar="N", min=1, help="Look after so long anyway (2000).")
+    ] = None,
+    allow_blank: Annotated[
+        bool, typer.Option("--allow-blank", help="Also a screen of one colour, or of another size than it should be.")
+    ] = False,
     intent: Intent = None,
     as_json: Json = False,
 ) -> None:
@@ -74,11 +95,16 @@ def screenshot(
         raise InvalidError("--json and -o - both want standard output", remedy="give -o a file", code="usage")
     wanted = given(
         region=_region(region),
+        frame=frame,
         max_edge=max_edge,
         format=picked(format, file).value,
         quality=quality,
         max_bytes=max_bytes,
         pointer="true" if pointer else None,
+        if_changed_since=changed,
+        settle_ms=settle_ms,
+        settle_timeout_ms=settle_timeout_ms,
+        allow_blank="true" if allow_blank else None,
         intent=intent,
     )
 
@@ -86,11 +112,16 @@ def screenshot(
         return await connect.picture(wire, await connect.lease_id(wire, lease), wanted)
 
     about, data = connect.run(work)
-    _write(file, data)
+    unchanged = about["unchanged"]
+    if not unchanged:
+        write(file, data)
+    about = {"format": wanted["format"], **about}
     if as_json:
-        output.document({"file": file, "bytes": len(data), "format": wanted["format"], **about})
+        output.document({"file": None if unchanged else file, "bytes": len(data), **about})
+    elif unchanged:
+        output.note(f"unchanged since frame {about['frame']}: nothing is written")
     elif file != "-":
-        output.say(f"{file}: {wanted['format']}, {output.size(len(data))}, frame {about['frame']}")
+        output.say(f"{file}: {about['format']}, {output.size(len(data))}, frame {about['frame']}")
 
 
 def picked(format: Format | None, file: str) -> Format:  # noqa: A002
@@ -103,7 +134,7 @@ def _region(text: str | None) -> str | None:
     return text
 
 
-def _write(file: str, data: bytes) -> None:
+def write(file: str, data: bytes) -> None:
     try:
         if file == "-":
             sys.stdout.buffer.write(data)
@@ -125,6 +156,8 @@ def act(
     picture: Annotated[
         str | None, typer.Option("--screenshot", metavar="FILE", help="Write the settled screen afterwards there.")
     ] = None,
+    changed: Changed = None,
+    settle_ms: SettleMs = None,
     intent: Intent = None,
     frame: Annotated[
         str | None, typer.Option("--frame", metavar="FRAME", help="Coordinates are pixels of this frame.")
@@ -139,7 +172,9 @@ def act(
     Actions: click, move, press, release, drag, scroll, key, key_down, key_up, hold_key, type, paste, wait, wait_stable
     and wait_change.
     """
-    shot = {"format": picked(None, picture).value} if picture else None
+    shot = None
+    if picture:
+        shot = given(format=picked(None, picture).value, if_changed_since=changed, settle_ms=settle_ms)
     body = given(actions=parsed(actions), screenshot=shot, intent=intent, frame=frame, request_id=request_id)
 
     async def work(wire: connect.Wire) -> dict[str, Any]:
@@ -147,9 +182,11 @@ def act(
         return dict(await connect.ask(wire, "POST", path, body))
 
     answer = connect.run(work)
-    if picture and answer.get("screenshot"):
-        _write(picture, base64.b64decode(answer["screenshot"].pop("data")))
-        answer["screenshot"]["file"] = picture
+    shown = answer.get("screenshot")
+    if picture and shown:
+        if "data" in shown:
+            write(picture, base64.b64decode(shown.pop("data")))
+        shown["file"] = None if shown.get("unchanged") else picture
     _report(answer, parsed_names(body), as_json)
 
 
@@ -183,6 +220,11 @@ def _report(answer: dict[str, Any], names: list[str], as_json: bool) -> None:
             output.say(f"{name}: done" if done["ok"] else f"{name}: not done, {done['detail']} ({done['code']})")
         for name in names[len(answer["done"]) :]:
             output.say(f"{name}: not tried")
-    failed = [done for done in answer["done"] if not done["ok"]]
+        if (answer["screenshot"] or {}).get("unchanged"):
+            output.note(f"unchanged since frame {answer['screenshot']['frame']}: nothing is written")
+    why = answer.get("not_shown")
+    if why:
+        output.complain(f"there is no picture of it: {why['detail']} ({why['code']})")
+    failed = [done for done in (*answer["done"], *([why] if why else [])) if not done["ok"]]
     if failed:
         raise typer.Exit(6 if str(failed[0]["code"]).startswith("lease_") else 1)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from cu_fleet.backends.base import FileInfo
 from cu_fleet.client.http import Wire, chunks, error_of, given, read, v1
@@ -28,18 +28,23 @@ Time = float | str  # seconds, or "15m"
 Action = Mapping[str, Any]  # {"type": "click", "x": 1, "y": 2}, as in the HTTP API
 Button = Literal["left", "middle", "right", "back", "forward"]
 Format = Literal["png", "jpeg", "webp"]
+Area = tuple[int, int, int, int]  # x, y, width, height
+_SETTLED = {None: None, "true": True, "false": False}
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Which picture this is: how old, of what, and its bytes as they were handed out."""
+    """Which picture this is, of what, how old, and its bytes as they were handed out."""
 
-    id: str
+    id: str  # for `frame` and `if_changed_since`
     sha256: str  # of `data`
-    age: float
-    scale: float
+    size: tuple[int, int]
+    scale: float  # pixels of the picture for each of the screen
+    age: float  # seconds since the server had proved that this is what the screen shows
+    within: float  # seconds by which it may have been older than that; 0: it is exact
     generation: int
     format: str
+    settled: bool | None  # whether the screen kept still; None: nobody waited for that
     data: bytes
 
 
@@ -50,12 +55,15 @@ class Result:
     done: list[Done]
     generation: int
     image: "Picture | None"
+    unchanged: bool = False  # the picture is the one of `if_changed_since`
+    not_shown: Done | None = None  # why there is no picture, though one was asked for
 
 
 class Desktop:
-    """One leased desktop: pointer, keys, screen, files. Coordinates are pixels of its screen.
+    """One leased desktop: pointer, keys, screen, files.
 
-    `intent` says why, for the record.
+    Coordinates are pixels of the lease's view: of the pictures it shows, as they come. Of another picture, such as a
+    zoom, they are if its id is given as `frame`. `intent` says why, for the record.
     """
 
     def __init__(self, wire: Wire, lease: LeaseView) -> None:
@@ -79,17 +87,23 @@ class Desktop:
         frame: str | None = None,
         approval: str | None = None,
     ) -> Result:
-        """A batch in one go. `screenshot=True`, or how it is wanted, answers with the settled picture too."""
+        """A batch in one go. `screenshot=True`, or how it is wanted, answers with the settled picture too.
+
+        How: the arguments of `screenshot`, by name. `settle_ms` is 100 then, unless it is given.
+        """
         batch = [dict(action) for action in actions]
         shot = {} if screenshot is True else screenshot or None
         words = given(intent=intent, request_id=request_id, frame=frame, approval=approval)
         body = {"actions": batch, "screenshot": shot if shot is None else dict(shot), **words}
-        answer = (await self._call("POST", "actions", body=body, patience=_patience(batch))).json()
-        image = answer["screenshot"] and _picture(answer["screenshot"], answer["generation"])
-        return Result([read(Done, one) for one in answer["done"]], answer["generation"], image)
+        answer = (await self._call("POST", "actions", body=body, patience=_patience(batch, shot or {}))).json()
+        shown, why = answer["screenshot"], answer.get("not_shown")
+        unchanged = bool(shown and shown["unchanged"])
+        image = _picture(shown, base64.b64decode(shown["data"])) if shown and not unchanged else None
+        done = [read(Done, one) for one in answer["done"]]
+        return Result(done, answer["generation"], image, unchanged, read(Done, why) if why else None)
 
-    async def _do(self, intent: str | None, kind: str, **arguments: Any) -> None:
-        result = await self.act([{"type": kind, **given(**arguments)}], intent=intent)
+    async def _do(self, intent: str | None, kind: str, frame: str | None = None, **arguments: Any) -> None:
+        result = await self.act([{"type": kind, **given(**arguments)}], intent=intent, frame=frame)
         for done in result.done:
             if not done.ok:
                 raise error_of({"status": 500, "code": done.code or "failed", "detail": done.detail or "not done"})
@@ -102,29 +116,49 @@ class Desktop:
         button: Button = "left",
         count: int = 1,
         modifiers: Sequence[str] = (),
+        frame: str | None = None,
         intent: str | None = None,
     ) -> None:
-        await self._do(intent, "click", x=x, y=y, button=button, count=count, modifiers=list(modifiers))
+        await self._do(intent, "click", frame, x=x, y=y, button=button, count=count, modifiers=list(modifiers))
 
     async def double_click(
-        self, x: int, y: int, *, button: Button = "left", modifiers: Sequence[str] = (), intent: str | None = None
+        self,
+        x: int,
+        y: int,
+        *,
+        button: Button = "left",
+        modifiers: Sequence[str] = (),
+        frame: str | None = None,
+        intent: str | None = None,
     ) -> None:
-        await self._do(intent, "click", x=x, y=y, button=button, count=2, modifiers=list(modifiers))
+        await self._do(intent, "click", frame, x=x, y=y, button=button, count=2, modifiers=list(modifiers))
 
-    async def move(self, x: int, y: int, *, intent: str | None = None) -> None:
-        await self._do(intent, "move", x=x, y=y)
+    async def move(self, x: int, y: int, *, frame: str | None = None, intent: str | None = None) -> None:
+        await self._do(intent, "move", frame, x=x, y=y)
 
     async def press(
-        self, x: int | None = None, y: int | None = None, *, button: Button = "left", intent: str | None = None
+        self,
+        x: int | None = None,
+        y: int | None = None,
+        *,
+        button: Button = "left",
+        frame: str | None = None,
+        intent: str | None = None,
     ) -> None:
         """Hold a button down, there or where the pointer is."""
-        await self._do(intent, "press", x=x, y=y, button=button)
+        await self._do(intent, "press", frame, x=x, y=y, button=button)
 
     async def release(
-        self, x: int | None = None, y: int | None = None, *, button: Button = "left", intent: str | None = None
+        self,
+        x: int | None = None,
+        y: int | None = None,
+        *,
+        button: Button = "left",
+        frame: str | None = None,
+        intent: str | None = None,
     ) -> None:
         """Let a held button go. (The lease itself ends with its `async with`, or by `fleet.release`.)"""
-        await self._do(intent, "release", x=x, y=y, button=button)
+        await self._do(intent, "release", frame, x=x, y=y, button=button)
 
     async def drag(
         self,
@@ -132,9 +166,10 @@ class Desktop:
         *,
         button: Button = "left",
         modifiers: Sequence[str] = (),
+        frame: str | None = None,
         intent: str | None = None,
     ) -> None:
-        await self._do(intent, "drag", path=[list(p) for p in path], button=button, modifiers=list(modifiers))
+        await self._do(intent, "drag", frame, path=[list(p) for p in path], button=button, modifiers=list(modifiers))
 
     async def scroll(
         self,
@@ -144,10 +179,11 @@ class Desktop:
         dx: int = 0,
         dy: int = 0,
         modifiers: Sequence[str] = (),
+        frame: str | None = None,
         intent: str | None = None,
     ) -> None:
         """Wheel notches; dy > 0 is down."""
-        await self._do(intent, "scroll", x=x, y=y, dx=dx, dy=dy, modifiers=list(modifiers))
+        await self._do(intent, "scroll", frame, x=x, y=y, dx=dx, dy=dy, modifiers=list(modifiers))
 
     async def key(self, keys: str, *, intent: str | None = None) -> None:
         """One key or several together: `ctrl+shift+t`."""
@@ -173,33 +209,112 @@ class Desktop:
     async def wait(self, seconds: float) -> None:
         await self._do(None, "wait", seconds=seconds)
 
-    async def wait_stable(self, *, quiet_ms: int = 300, timeout_ms: int = 10_000) -> None:
-        """Until nothing has changed on the screen for a while."""
-        await self._do(None, "wait_stable", quiet_ms=quiet_ms, timeout_ms=timeout_ms)
+    async def wait_stable(
+        self,
+        *,
+        quiet_ms: int = 300,
+        timeout_ms: int = 10_000,
+        region: Area | None = None,
+        ignore: Sequence[Area] = (),
+        ignore_below: int | None = None,
+        frame: str | None = None,
+    ) -> None:
+        """Until nothing that counts has changed on the screen for a while."""
+        what = {"region": region, "ignore": list(ignore) or None, "ignore_below": ignore_below}
+        await self._do(None, "wait_stable", frame, quiet_ms=quiet_ms, timeout_ms=timeout_ms, **what)
 
-    async def wait_change(self, *, timeout_ms: int = 10_000) -> None:
-        """Until something changes on the screen."""
-        await self._do(None, "wait_change", timeout_ms=timeout_ms)
+    async def wait_change(
+        self,
+        *,
+        timeout_ms: int = 10_000,
+        region: Area | None = None,
+        ignore: Sequence[Area] = (),
+        ignore_below: int | None = None,
+        frame: str | None = None,
+    ) -> None:
+        """Until something that counts changes on the screen."""
+        what = {"region": region, "ignore": list(ignore) or None, "ignore_below": ignore_below}
+        await self._do(None, "wait_change", frame, timeout_ms=timeout_ms, **what)
 
     # looking
+
+    @overload
+    async def screenshot(
+        self,
+        *,
+        region: Area | None = None,
+        frame: str | None = None,
+        max_edge: int | None = None,
+        format: Format = "png",
+        quality: int | None = None,
+        max_bytes: int | None = None,
+        pointer: bool = False,
+        settle_ms: int | None = None,
+        settle_timeout_ms: int | None = None,
+        allow_blank: bool = False,
+        intent: str | None = None,
+    ) -> "Picture": ...
+
+    @overload
+    async def screenshot(
+        self,
+        *,
+        if_changed_since: str,
+        region: Area | None = None,
+        frame: str | None = None,
+        max_edge: int | None = None,
+        format: Format = "png",
+        quality: int | None = None,
+        max_bytes: int | None = None,
+        pointer: bool = False,
+        settle_ms: int | None = None,
+        settle_timeout_ms: int | None = None,
+        allow_blank: bool = False,
+        intent: str | None = None,
+    ) -> "Picture | None": ...
 
     async def screenshot(
         self,
         *,
-        region: tuple[int, int, int, int] | None = None,
+        if_changed_since: str | None = None,
+        region: Area | None = None,
+        frame: str | None = None,
         max_edge: int | None = None,
         format: Format = "png",  # noqa: A002 - as the API has it
         quality: int | None = None,
         max_bytes: int | None = None,
         pointer: bool = False,
+        settle_ms: int | None = None,
+        settle_timeout_ms: int | None = None,
+        allow_blank: bool = False,
         intent: str | None = None,
-    ) -> "Picture":
-        """What the screen shows now, as a PIL image; `.frame` says which picture it is, and has its bytes."""
-        part = ",".join(map(str, region)) if region else None
-        query = {"max_edge": max_edge, "format": format, "quality": quality, "max_bytes": max_bytes, "intent": intent}
-        answer = await self._call("GET", "screenshot", query={**query, "region": part, "pointer": pointer})
-        facts = {name: answer.headers[f"Cu-Fleet-{name}"] for name in ("frame", "sha256", "age", "scale", "generation")}
-        return _picture({**facts, "format": format, "data": answer.content}, int(facts["generation"]))
+    ) -> "Picture | None":
+        """What the screen shows now, as a PIL image; `.frame` says which picture it is, and has its bytes.
+
+        `region` is in pixels of the view, or of the picture that `frame` names; with a greater `max_edge` it comes with
+        up to all its pixels. With `if_changed_since`, the id of a frame, None if the same call would show that again.
+        A screen that is blank, or of another size than it should be, is refused unless `allow_blank`.
+        """
+        query = {
+            "region": ",".join(map(str, region)) if region else None,
+            "frame": frame,
+            "max_edge": max_edge,
+            "format": format,
+            "quality": quality,
+            "max_bytes": max_bytes,
+            "pointer": pointer or None,
+            "if_changed_since": if_changed_since,
+            "settle_ms": settle_ms,
+            "settle_timeout_ms": settle_timeout_ms,
+            "allow_blank": allow_blank or None,
+            "intent": intent,
+        }
+        answer = await self._call("GET", "screenshot", query=query, patience=(settle_timeout_ms or 2000) / 1000)
+        if answer.status_code == 304:
+            return None
+        names = ("frame", "sha256", "width", "height", "age", "within", "scale", "generation", "format", "settled")
+        facts = {name: answer.headers.get(f"Cu-Fleet-{name}") for name in names}
+        return _picture({**facts, "settled": _SETTLED[facts["settled"]]}, answer.content)
 
     async def windows(self) -> list[dict[str, Any]]:
         """Each with id, title, class, pid, x, y, width, height and focused."""
@@ -278,24 +393,27 @@ class Desktop:
         return await self._wire.call(method, v1("leases", self.id, *steps), token=self.lease.token, start=False, **more)
 
 
-def _patience(actions: Sequence[Action]) -> float:
+def _patience(actions: Sequence[Action], shot: Mapping[str, Any]) -> float:
     """How long a batch may take by what it says itself."""
     named = sum(float(a.get("seconds") or 0) + float(a.get("timeout_ms") or 10_000) / 1000 for a in actions)
+    named += float(shot.get("settle_timeout_ms") or 2000) / 1000
     return 60.0 + named + sum(len(str(a.get("text") or "")) for a in actions) / 50
 
 
-def _picture(facts: Mapping[str, Any], generation: int) -> "Picture":
+def _picture(facts: Mapping[str, Any], data: bytes) -> "Picture":
     from PIL import Image
 
-    data = facts["data"] if isinstance(facts["data"], bytes) else base64.b64decode(facts["data"])
     picture = cast("Picture", Image.open(BytesIO(data)).copy())
     picture.frame = Frame(
         id=str(facts["frame"]),
         sha256=str(facts["sha256"]),
-        age=float(facts["age"]),
+        size=(int(facts["width"]), int(facts["height"])),
         scale=float(facts["scale"]),
-        generation=generation,
+        age=float(facts["age"]),
+        within=float(facts["within"]),
+        generation=int(facts["generation"]),
         format=str(facts["format"]),
+        settled=facts["settled"],
         data=data,
     )
     return picture

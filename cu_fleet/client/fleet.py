@@ -17,7 +17,7 @@ from cu_fleet.model.audit import Entry
 from cu_fleet.model.errors import TooLongError, UnavailableError
 from cu_fleet.model.profile import Profile
 from cu_fleet.model.snapshot import Snapshot
-from cu_fleet.model.view import AgentView, DesktopView, LeaseView, OperatorView
+from cu_fleet.model.view import AgentView, DesktopView, FrameView, LeaseView, OperatorView
 from cu_fleet.settings import default_home
 
 _HOLD = 25.0
@@ -90,13 +90,15 @@ class Fleet:
         resources: Sequence[str] = (),
         ttl: Time | None = None,
         wait: Time | None = 60.0,
+        view: int | None = None,
         request_id: str | None = None,
     ) -> Leasing:
         """A desktop for as long as the `async with` block runs: waited for, renewed meanwhile, given back at its end.
 
-        `wait`: how long to stand in the queue (0: not at all, None: for ever); then TooLongError.
+        `wait`: how long to stand in the queue (0: not at all, None: for ever); then TooLongError. `view`: the longest
+        edge of the pictures shown, which coordinates are pixels of; None: as the profile says.
         """
-        asked = given(profile=profile, agent=agent, desktop=desktop, ttl=ttl, request_id=request_id)
+        asked = given(profile=profile, agent=agent, desktop=desktop, ttl=ttl, view=view, request_id=request_id)
         return Leasing(self._errands, {**asked, "resources": list(resources), "wait": wait})
 
     async def acquire(
@@ -108,10 +110,11 @@ class Fleet:
         resources: Sequence[str] = (),
         ttl: Time | None = None,
         wait: Time | None = 60.0,
+        view: int | None = None,
         request_id: str | None = None,
     ) -> Desktop:
         """A desktop that lasts until it is released, or its time is over: nobody renews or releases it for you."""
-        asked = given(profile=profile, agent=agent, desktop=desktop, ttl=ttl, request_id=request_id)
+        asked = given(profile=profile, agent=agent, desktop=desktop, ttl=ttl, view=view, request_id=request_id)
         return Desktop(self._wire, await self._errands.acquired({**asked, "resources": list(resources), "wait": wait}))
 
     async def leases(self, *, everything: bool = False, agent: str | None = None) -> list[LeaseView]:
@@ -236,6 +239,21 @@ class Fleet:
 
     async def delete_snapshot(self, snapshot: str) -> None:
         await self.ask("DELETE", v1("snapshots", snapshot), patience=_HOLD)
+
+    # kept frames
+
+    async def frames(self, lease: str | None = None, *, limit: int = 100) -> list[FrameView]:
+        """The newest that were kept, of one lease or of all, newest first."""
+        answer = await self.ask("GET", "/v1/frames", lease=lease, limit=limit)
+        return [read(FrameView, one) for one in answer["frames"]]
+
+    async def frame(self, sha256: str) -> bytes:
+        """The bytes of a kept frame, by its hash or at least 8 digits of it."""
+        return (await self._wire.call("GET", v1("frames", sha256))).content
+
+    async def prune_frames(self, *, older: Time | None = None, lease: str | None = None) -> dict[str, int]:
+        """Remove those that are older, those of a lease, or what the settings let go; says how many went, and stay."""
+        return dict(await self.ask("POST", "/v1/frames/prune", given(older=older, lease=lease), patience=600))
 
     # people
 

@@ -21,7 +21,7 @@ POST /v1/leases/{lease}/launch; GET /v1/leases/{lease}/clipboard; PUT /v1/leases
 GET /v1/desktops; GET /v1/desktops/{desktop}; DELETE /v1/desktops/{desktop}; POST /v1/desktops/{desktop}/exec;
 POST /v1/desktops/{desktop}/freeze; POST /v1/desktops/{desktop}/thaw; GET /v1/desktops/{desktop}/logs;
 POST /v1/desktops/{desktop}/snapshots; GET /v1/snapshots; POST /v1/snapshots/{snapshot}/restore;
-DELETE /v1/snapshots/{snapshot}; GET /v1/agents; POST /v1/agents; POST /v1/agents/{name}/rotate;
+DELETE /v1/snapshots/{snapshot}; GET /v1/frames; GET /v1/frames/{sha256}; POST /v1/frames/prune; GET /v1/agents; POST /v1/agents; POST /v1/agents/{name}/rotate;
 POST /v1/agents/{name}/unbar; DELETE /v1/agents/{name}; GET /v1/operators; POST /v1/operators;
 POST /v1/operators/{name}/rotate; DELETE /v1/operators/{name}; GET /v1/profiles; GET /v1/profiles/{name};
 GET /v1/audit; GET /v1/audit/verify; GET /v1/events
@@ -70,12 +70,12 @@ def test_every_way_is_described_and_has_its_errors_as_problems(document: dict[st
 
 
 def test_every_body_has_an_example_that_fits_it(document: dict[str, Any]) -> None:
-    from cu_fleet.api import desktops, leases, people, screen, snapshots
+    from cu_fleet.api import desktops, frames, leases, people, screen, snapshots
     from cu_fleet.model.request import Acquire
 
     models = {
         kind.__name__: kind
-        for module in (desktops, leases, people, screen, snapshots)
+        for module in (desktops, frames, leases, people, screen, snapshots)
         for kind in vars(module).values()
         if isinstance(kind, type) and hasattr(kind, "model_validate")
     } | {"Acquire": Acquire}
@@ -117,7 +117,7 @@ def test_what_answers_fits_what_is_documented(tmp_path: Path, document: dict[str
             for method, path, operation in _operations(document):
                 if path in ("/v1/events", "/v1/shutdown"):
                     continue
-                filled = path.format(lease="ls_x", desktop="dk_x", snapshot="sn_x", name="nobody", path="f")
+                filled = path.format(lease="ls_x", desktop="dk_x", snapshot="sn_x", name="nobody", path="f", sha256="0" * 64)
                 answer = await http.request(method, filled, json={} if "requestBody" in operation else None)
                 assert str(answer.status_code) in operation["responses"], (method, path, answer.text)
 

@@ -96,7 +96,7 @@ def test_a_lease_from_beginning_to_end(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     shot = done("screenshot", view["desktop"], "-o", str(tmp_path / "a.webp"), "--region", "0,0,64,64", "--json").json
     assert (tmp_path / "a.webp").read_bytes()[8:12] == b"WEBP"
-    assert (shot["width"], shot["height"]) == (320, 200)
+    assert (shot["width"], shot["height"], shot["screen_width"], shot["screen_height"]) == (64, 64, 320, 200)
     acted = done("act", lease, '{"type": "click", "x": 5, "y": 6}', "--screenshot", str(tmp_path / "b.jpg"), "--json")
     assert acted.json["done"] == [{"ok": True}]
     assert (tmp_path / "b.jpg").read_bytes().startswith(b"\xff\xd8")
