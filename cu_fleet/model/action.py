@@ -228,12 +228,12 @@ def parse_actions(data: object) -> list[Action]:
     return [_parse(item, index) for index, item in enumerate(data)]
 
 
-def check_on_screen(action: Action, width: int, height: int) -> None:
-    """Refuse an action with a point, or a corner of a region, off the screen."""
+def check_on_screen(action: Action, width: int, height: int, what: str = "the screen") -> None:
+    """Refuse an action with a point, or a corner of a region, off the screen, or off the picture it is given in."""
     for x, y in _points(action):
         if not (0 <= x < width and 0 <= y < height):
             raise InvalidError(
-                f"{action.type} at {x},{y} is off the screen, which is {width}x{height}",
+                f"{action.type} at {x},{y} is off {what}, which is {width}x{height}",
                 remedy=f"x goes from 0 to {width - 1} and y from 0 to {height - 1}",
                 code="off_screen",
                 x=x,
