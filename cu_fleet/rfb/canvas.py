@@ -5,12 +5,15 @@ value, so equal serials mean equal pictures, whatever the server chose to send a
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from PIL import Image
 
 Rect = tuple[int, int, int, int]  # x, y, width, height
 BYTES = 4  # of one pixel
 _KEPT_DAMAGE = 512
+_BAND = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class Canvas:
     def resize(self, width: int, height: int) -> None:
         self.width, self.height = width, height
         self.stride = width * BYTES
+        self.data = bytearray()  # the old picture makes room before the new one takes it
         self.data = bytearray(self.stride * height)
         self._changed((0, 0, width, height))
 
@@ -71,13 +75,19 @@ class Canvas:
             self._changed(rect)
 
     def copy(self, source_x: int, source_y: int, rect: Rect) -> None:
-        _, _, width, height = rect
-        rows = self.data[source_y * self.stride : (source_y + height) * self.stride]
+        """Move what is there, a band at a time, in the order that overwrites nothing before it has been read."""
+        x, y, width, height = rect
+        step = max(1, _BAND // max(1, width * BYTES))
+        tops = range(0, height, step)
+        for top in tops if y <= source_y else reversed(tops):
+            rows = min(step, height - top)
+            self.put((x, y + top, width, rows), self._part(source_x, source_y + top, width, rows))
+
+    def _part(self, x: int, y: int, width: int, height: int) -> bytes | bytearray:
         if width == self.width:
-            self.put(rect, rows)
-            return
-        begin, size = source_x * BYTES, width * BYTES
-        self.put(rect, b"".join(rows[at : at + size] for at in range(begin, len(rows), self.stride)))
+            return self.data[y * self.stride : (y + height) * self.stride]
+        whole = Image.frombuffer("RGBX", (self.width, self.height), self.data, "raw", "RGBX", 0, 1)
+        return whole.crop((x, y, x + width, y + height)).tobytes()
 
     def changed_since(
         self, serial: int, region: Rect | None = None, ignore: Sequence[Rect] = (), below: int = 0
@@ -108,22 +118,18 @@ class Canvas:
 
 
 class Coverage:
-    """Which pixels of the screen a number of rectangles cover: a row is one integer, a pixel one bit."""
+    """Which pixels of the screen have come."""
 
     def __init__(self, width: int, height: int) -> None:
-        self._whole = (1 << width) - 1
-        self._rows = [0] * height
-        self._open = height
+        self._mask = Image.new("L", (width, height))
+        self._missing = width * height  # as far as nothing came twice
 
-    def add(self, rect: Rect) -> bool:
-        """Returns whether all is covered now."""
-        x, y, width, height = rect
-        bits = ((1 << width) - 1) << x
-        for row in range(y, y + height):
-            before = self._rows[row]
-            self._rows[row] = before | bits
-            self._open -= before != self._whole and before | bits == self._whole
-        return self._open == 0
+    def add(self, rects: Iterable[Rect]) -> bool:
+        """Returns whether all has come now."""
+        for x, y, width, height in rects:
+            self._mask.paste(1, (x, y, x + width, y + height))
+            self._missing -= width * height
+        return self._missing <= 0 and self._mask.getextrema()[0] == 1
 
 
 def _counts(rect: Rect, region: Rect | None, ignore: Sequence[Rect], below: int) -> bool:
@@ -142,12 +148,9 @@ def _meet(a: Rect, b: Rect) -> bool:
 
 def unmasked(block: bytes, width: int, height: int) -> bytes:
     """R G B A from B G R x and a bit mask."""
-    size = width * height
-    out = bytearray(size * BYTES)
-    mask, pitch = block[size * BYTES :], (width + 7) // 8
-    for at in range(size):
-        x, y = at % width, at // width
-        if mask[y * pitch + x // 8] & (0x80 >> x % 8):
-            blue, green, red = block[at * BYTES : at * BYTES + 3]
-            out[at * BYTES : at * BYTES + BYTES] = bytes((red, green, blue, 255))
-    return bytes(out)
+    if not (width and height):
+        return b""
+    colours, mask = block[: width * height * BYTES], block[width * height * BYTES :]
+    opaque = Image.frombuffer("RGB", (width, height), colours, "raw", "BGRX", 0, 1).convert("RGBA")
+    shape = Image.frombuffer("1", (width, height), mask, "raw", "1", 0, 1)
+    return Image.composite(opaque, Image.new("RGBA", (width, height)), shape).tobytes()

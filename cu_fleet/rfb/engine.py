@@ -2,7 +2,8 @@
 
 A desktop's server is not to be trusted: whatever runs inside the desktop may have taken its place. So every length is
 bounded before it is waited for, every rectangle lies on the screen, pictures come only when asked for, and only as RAW
-and CopyRect, which cannot expand.
+and CopyRect, which bring no more than the screen holds. Whatever brings no picture, be it a message, an update or a
+rectangle, is *noise*: some is normal, and is forgiven with time; endless noise ends the connection.
 
 The cursor is kept apart from the picture. Continuous updates are not used: they would have an animated desktop send
 all day what nobody looks at. Nor is the *extended* desktop size: it is for clients that choose the size, and costs
@@ -20,14 +21,18 @@ from vncdotool.rfb import PixelFormat  # type: ignore[import-untyped]
 from cu_fleet.model.errors import UnsupportedError
 from cu_fleet.rfb import clipboard
 from cu_fleet.rfb.canvas import BYTES, Canvas, Cursor, Rect, unmasked
-from cu_fleet.rfb.handshake import Handshake, RfbError, Wire, check_size
+from cu_fleet.rfb.handshake import MOST_PIXELS, Handshake, RfbError, Wire, readable
 
 MOST_CURSOR = 512 * 512
 MOST_CUT_TEXT = 64 << 20  # longer is a breach; shorter, but more than the clipboard takes, is passed over
-MOST_NOISE = 10_000  # messages that nobody asked for, forgiven with time
-MOST_UPDATES = 1000  # that may be owed to us
+MOST_NOISE = 10_000  # messages and rectangles that bring no picture, forgiven with time
+_NOISE = 1 << 16  # bytes of it that count like one message more
+_ROWS = 256  # copied within the screen; few bytes ask for many
+_LABOUR = 200  # as much noise as what takes few bytes to say and milliseconds to do: another size, a text to inflate
+MOST_UPDATES = 64  # that may be owed to us
 _BAND = 64 << 10
 _PASS_OVER = 256 << 10
+_QUIET = {Encoding.RAW, Encoding.COPY_RECTANGLE, Encoding.PSEUDO_LAST_RECT}  # the others bring no picture
 _FENCE_REQUEST = 1 << 31
 _OUR_FORMAT = PixelFormat(32, 24, False, True, 255, 255, 255, 16, 8, 0)
 _ENCODINGS = (
@@ -73,8 +78,10 @@ class Update:
 
 
 class Engine(Handshake):
-    def __init__(self, wire: Wire, listener: Listener, password: str | None = None) -> None:
-        super().__init__(wire, password)
+    def __init__(
+        self, wire: Wire, listener: Listener, password: str | None = None, most_pixels: int = MOST_PIXELS
+    ) -> None:
+        super().__init__(wire, password, most_pixels)
         self.listener = listener
         self.canvas = Canvas(1, 1)
         self.cursor: Cursor | None = None
@@ -86,6 +93,8 @@ class Engine(Handshake):
         self.noise = 0.0
         self.owed = 0  # updates that may still come for what was requested
         self._offer: str | None = None  # our clipboard, until the server wants it
+        self._texts_asked = 0
+        self._provision = b""  # the same, ready to be sent
         self._update = Update()
 
     def welcomed(self, width: int, height: int) -> None:
@@ -106,9 +115,7 @@ class Engine(Handshake):
         if kind == MsgS2C.FRAMEBUFFER_UPDATE:
             self.expect(self._handleFramebufferUpdate, 3)
             return
-        self.noise += 1
-        if self.noise > MOST_NOISE:
-            raise RfbError(f"the screen's server sent {MOST_NOISE:,} messages that nobody asked for")
+        self._heard_noise()
         if kind == MsgS2C.BELL:
             self.bells += 1
             self.expect(self._handleConnection, 1)
@@ -120,6 +127,11 @@ class Engine(Handshake):
             self.expect(self._fence, 8)
         else:
             raise RfbError(f"the screen's server sent a message of unknown kind {kind}")
+
+    def _heard_noise(self, much: float = 1) -> None:
+        self.noise += much
+        if self.noise > MOST_NOISE:
+            raise RfbError(f"the screen's server sent {MOST_NOISE:,} messages or rectangles that nobody asked for")
 
     def _colour_map(self, block: bytes) -> None:
         self._pass_over(6 * int.from_bytes(block[3:], "big"), self._next_message)
@@ -143,6 +155,7 @@ class Engine(Handshake):
 
     def _pass_over(self, size: int, then: Callable[[], None]) -> None:
         """Read and forget."""
+        self._heard_noise(min(size, _PASS_OVER) / _NOISE)
         if size == 0:
             then()
         else:
@@ -159,6 +172,7 @@ class Engine(Handshake):
         if abs(size) > clipboard.MOST_BYTES:
             self._pass_over(abs(size), self._too_much_text)
         else:
+            self._heard_noise(abs(size) / _NOISE)
             self.expect(self._extended_text if extended else self._plain_text, abs(size))
 
     def _too_much_text(self) -> None:
@@ -179,9 +193,12 @@ class Engine(Handshake):
         elif flags & clipboard.NOTIFY:
             self.listener.offered() if flags & clipboard.TEXT else self.listener.provided(None)
         elif flags & clipboard.PROVIDE and flags & clipboard.TEXT:
+            self._heard_noise(0 if self._texts_asked else _LABOUR)
+            self._texts_asked = 0
             self.listener.provided(clipboard.provided(block[4:]))
         elif flags & clipboard.REQUEST and self._offer is not None:
-            self.transport.write(clipboard.provide(self._offer))
+            self._provision = self._provision or clipboard.provide(self._offer)
+            self.transport.write(self._provision)
         elif flags & clipboard.PEEK:
             self.transport.write(clipboard.notify(self._offer is not None))
         self._next_message()
@@ -189,10 +206,11 @@ class Engine(Handshake):
     def offer(self, text: str) -> None:
         """Make `text` the desktop's clipboard."""
         message = clipboard.notify(has_text=True) if self.extended_clipboard else clipboard.plain(_latin1(text))
-        self._offer = text
+        self._offer, self._provision = text, b""
         self.transport.write(message)
 
     def request_clipboard(self) -> None:
+        self._texts_asked += 1
         self.transport.write(clipboard.request())
 
     # Updates
@@ -221,6 +239,8 @@ class Engine(Handshake):
             self.expect(self._handleRectangle, 12)
             return
         self.expect(self._handleConnection, 1)
+        if not self._update.rects:
+            self._heard_noise()
         self.listener.updated(self._update)
 
     def _handleRectangle(self, block: bytes) -> None:  # noqa: N802
@@ -229,11 +249,16 @@ class Engine(Handshake):
         read = self._READERS.get(encoding)
         if read is None:
             raise RfbError(f"the screen's server sent a rectangle in an encoding nobody asked for ({encoding})")
+        if encoding not in _QUIET:
+            self._heard_noise()
         read(self, (x, y, width, height))
 
     def _count(self, rect: Rect) -> None:
         if not self.canvas.holds(rect):
             raise RfbError(f"the screen's server sent a rectangle {rect} off its screen of {self._size()}")
+        if not (rect[2] and rect[3]):
+            self._heard_noise()
+            return
         self._update.pixels += rect[2] * rect[3]
         if self._update.pixels > 2 * self.canvas.width * self.canvas.height + 4096:
             raise RfbError("the screen's server sent more than twice the screen in one update")
@@ -267,6 +292,7 @@ class Engine(Handshake):
         x, y = struct.unpack("!HH", block)
         if not self.canvas.holds((x, y, rect[2], rect[3])):
             raise RfbError(f"the screen's server copies from {x},{y}, which is off its screen of {self._size()}")
+        self._heard_noise(rect[3] / _ROWS)
         if rect[2] and rect[3]:
             self.canvas.copy(x, y, rect)
         self._doConnection()
@@ -276,8 +302,9 @@ class Engine(Handshake):
         self._doConnection()
 
     def _resize(self, rect: Rect) -> None:
-        check_size(rect[2], rect[3])
+        self.check_size(rect[2], rect[3])
         if (rect[2], rect[3]) != (self.canvas.width, self.canvas.height):
+            self._heard_noise(_LABOUR)
             self._update = Update(resized=True)
             self.canvas.resize(rect[2], rect[3])
         self._doConnection()
@@ -286,7 +313,7 @@ class Engine(Handshake):
         self.expect(lambda length: self.expect_words(length, self._renamed), 4)
 
     def _renamed(self, block: bytes) -> None:
-        self.name = block.decode("utf-8", "replace")
+        self.name = readable(block)
         self._doConnection()
 
     def _moved(self, rect: Rect) -> None:
@@ -302,9 +329,14 @@ class Engine(Handshake):
 
     # Cursor
 
+    def _check_cursor(self, width: int, height: int) -> None:
+        if width * height > MOST_CURSOR:
+            raise RfbError(f"the screen's server sent a cursor of {width}x{height} pixels")
+        self._heard_noise(width * height * BYTES / _NOISE)
+
     def _cursor_rect(self, rect: Rect) -> None:
         _, _, width, height = rect
-        _check_cursor(width, height)
+        self._check_cursor(width, height)
         self.expect(self._cursor_masked, width * height * BYTES + (width + 7) // 8 * height, rect)
 
     def _cursor_masked(self, block: bytes, rect: Rect) -> None:
@@ -313,7 +345,7 @@ class Engine(Handshake):
         self._doConnection()
 
     def _cursor_alpha_rect(self, rect: Rect) -> None:
-        _check_cursor(rect[2], rect[3])
+        self._check_cursor(rect[2], rect[3])
         self.expect(self._cursor_alpha, 4 + rect[2] * rect[3] * BYTES, rect)
 
     def _cursor_alpha(self, block: bytes, rect: Rect) -> None:
@@ -334,11 +366,6 @@ class Engine(Handshake):
         Encoding.PSEUDO_VMWARE_CURSOR_POSITION: _moved,
         Encoding.PSEUDO_QEMU_LED_STATE: _led_rect,
     }
-
-
-def _check_cursor(width: int, height: int) -> None:
-    if width * height > MOST_CURSOR:
-        raise RfbError(f"the screen's server sent a cursor of {width}x{height} pixels")
 
 
 def _latin1(text: str) -> bytes:

@@ -2,10 +2,17 @@
 
 vncdotool's parser drives it; what is replaced here are the places where it would believe a length, fall silent, or ask
 a person at a terminal. A breach ends the connection with an RfbError that says what it was.
+
+Where a password is set, no server is entered that does not ask for it: it is another one than was meant.
+
+Few bytes can mean much work: sixteen of them have a whole screen copied. So reading takes turns: when one has lasted
+`TURN`, the rest stays where it is, the wire is asked to `rest`, and feeding goes on with `dataReceived(b"")`. Honest
+servers never notice; a hostile one gets a part of our time, and everybody else theirs.
 """
 
 import struct
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Protocol
 
@@ -23,8 +30,9 @@ from cu_fleet.rfb.canvas import BYTES
 vncdotool.rfb.log = SimpleNamespace(msg=lambda *_: None)
 
 MOST_EDGE = 16384
-MOST_PIXELS = (256 << 20) // BYTES
+MOST_PIXELS = (128 << 20) // BYTES  # 7680x4320 is the most that a profile asks for
 MOST_WORDS = 4096  # bytes of a name or of a reason
+TURN = 0.01  # seconds of reading without a rest
 _KINDS = {AuthTypes.NONE, AuthTypes.VNC_AUTHENTICATION}
 
 
@@ -39,14 +47,20 @@ class Wire(Protocol):
 
     def loseConnection(self) -> None: ...  # noqa: N802 - Twisted's name
 
+    def rest(self) -> None:
+        """Bring no more bytes for a while, then go on with `dataReceived(b"")`."""
+
 
 class Handshake(RFBClient):  # type: ignore[misc]
-    def __init__(self, wire: Wire, password: str | None) -> None:
+    def __init__(self, wire: Wire, password: str | None, most_pixels: int = MOST_PIXELS) -> None:
         super().__init__()
         self.transport = wire
         self.error: RfbError | None = None
         self.name = ""
+        self.clock: Callable[[], float] = time.perf_counter
         self._password = password
+        self._most_pixels = most_pixels
+        self._turn_ends = 0.0
 
     def welcomed(self, width: int, height: int) -> None:
         """The server has let us in and named its screen."""
@@ -60,6 +74,7 @@ class Handshake(RFBClient):  # type: ignore[misc]
         if self.error:
             return
         self._packet += data
+        self._turn_ends = self.clock() + TURN
         try:
             self._handler()
         except RfbError as e:
@@ -79,6 +94,9 @@ class Handshake(RFBClient):  # type: ignore[misc]
         self._already_expecting = True
         packet, start = self._packet, 0
         while self.error is None and len(packet) - start >= self._expected_len:
+            if start and self.clock() > self._turn_ends:
+                self.transport.rest()
+                break
             end = start + self._expected_len
             with memoryview(packet) as view:
                 block = bytes(view[start:end])
@@ -89,16 +107,20 @@ class Handshake(RFBClient):  # type: ignore[misc]
 
     # Handshake
 
+    def _handleInitial(self) -> None:  # noqa: N802
+        if b"RFB 000.000\n" <= self._packet[:12] < b"RFB 003.003\n" and len(self._packet) >= 12:
+            raise RfbError(
+                f"the screen's server speaks RFB {readable(self._packet[4:11])}; 3.3 is the oldest known here"
+            )
+        super()._handleInitial()
+
     def _handleSecurityTypes(self, block: bytes) -> None:  # noqa: N802
         offered = _KINDS.intersection(block)
         if not offered:
-            raise RfbError(
-                f"the screen's server wants a kind of login that is not known here ({', '.join(map(str, block))})",
-                remedy="let it ask for none or for a VNC password",
-                code="screen_refused",
-            )
+            raise _unknown_login(block)
         wanted = AuthTypes.NONE if self._password is None else AuthTypes.VNC_AUTHENTICATION
         chosen = wanted if wanted in offered else offered.pop()
+        self._enter_by(chosen)
         self.transport.write(bytes([chosen]))
         if chosen == AuthTypes.VNC_AUTHENTICATION:
             self.expect(self._handleVNCAuth, 16)
@@ -106,6 +128,28 @@ class Handshake(RFBClient):  # type: ignore[misc]
             self._doClientInitialization()
         else:
             self.expect(self._handleVNCAuthResult, 4)
+
+    def _handleAuth(self, block: bytes) -> None:  # noqa: N802
+        """RFB 3.3, where the server chooses."""
+        kind = int.from_bytes(block, "big")
+        if kind == AuthTypes.INVALID:
+            self.expect(self._handleConnFailed, 4)
+            return
+        self._enter_by(kind)
+        if kind == AuthTypes.VNC_AUTHENTICATION:
+            self.expect(self._handleVNCAuth, 16)
+        else:
+            self._doClientInitialization()
+
+    def _enter_by(self, kind: int) -> None:
+        if kind not in _KINDS:
+            raise _unknown_login([kind])
+        if kind == AuthTypes.NONE and self._password is not None:
+            raise RfbError(
+                "the screen's server asks for no password though one is set for it, so it may be another server",
+                remedy="have it ask for the password, or set none",
+                code="screen_refused",
+            )
 
     def vncRequestPassword(self) -> None:  # noqa: N802
         if self._password is None:
@@ -127,8 +171,7 @@ class Handshake(RFBClient):  # type: ignore[misc]
             self.expect(self._handleConnFailed, 4)
 
     def _refused(self, reason: bytes) -> None:
-        words = reason.decode("utf-8", "replace")
-        raise RfbError(f"the screen's server refused us: {words}", code="screen_refused")
+        raise RfbError(f"the screen's server refused us: {readable(reason)}", code="screen_refused")
 
     def vncProtocolError(self, reason: str) -> None:  # noqa: N802
         raise RfbError(f"the screen's server broke the protocol: {reason}")
@@ -139,11 +182,11 @@ class Handshake(RFBClient):  # type: ignore[misc]
 
     def _handleServerInit(self, block: bytes) -> None:  # noqa: N802
         self.width, self.height = struct.unpack_from("!HH", block)
-        check_size(self.width, self.height)
+        self.check_size(self.width, self.height)
         self.expect_words(block[20:], self._handleServerName)
 
     def _handleServerName(self, block: bytes) -> None:  # noqa: N802
-        self.name = block.decode("utf-8", "replace")
+        self.name = readable(block)
         self.welcomed(self.width, self.height)
 
     def expect_words(self, length: bytes, handler: Callable[[bytes], None]) -> None:
@@ -154,11 +197,23 @@ class Handshake(RFBClient):  # type: ignore[misc]
             )
         self.expect(handler, size)
 
+    def check_size(self, width: int, height: int) -> None:
+        if not (0 < width <= MOST_EDGE and 0 < height <= MOST_EDGE and width * height <= self._most_pixels):
+            raise RfbError(
+                f"the screen's server announced a screen of {width}x{height}; up to {MOST_EDGE} pixels each way and "
+                f"{self._most_pixels:,} in all are taken",
+                code="wrong_size",
+            )
 
-def check_size(width: int, height: int) -> None:
-    if not (0 < width <= MOST_EDGE and 0 < height <= MOST_EDGE and width * height <= MOST_PIXELS):
-        raise RfbError(
-            f"the screen's server announced a screen of {width}x{height}; up to {MOST_EDGE}x{MOST_EDGE} and "
-            f"{MOST_PIXELS * BYTES >> 20} MB are taken",
-            code="wrong_size",
-        )
+
+def readable(words: bytes | bytearray) -> str:
+    """What a server calls itself or complains of, fit to be shown: nothing in it commands a terminal."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in words.decode("utf-8", "replace"))
+
+
+def _unknown_login(kinds: Sequence[int]) -> RfbError:
+    return RfbError(
+        f"the screen's server wants a kind of login that is not known here ({', '.join(map(str, kinds[:8]))})",
+        remedy="let it ask for none or for a VNC password",
+        code="screen_refused",
+    )

@@ -14,6 +14,7 @@ from cu_fleet.rfb.handshake import RfbError
 
 T = TypeVar("T")
 _MOST_UNSENT = 16 << 20  # bytes; a server that does not read is given up
+_REST = 0.02  # seconds for others, when what came has kept us busy for a turn
 
 
 class Link(asyncio.Protocol):
@@ -59,6 +60,16 @@ class Link(asyncio.Protocol):
     def loseConnection(self) -> None:  # noqa: N802 - Twisted's name
         if self._transport:
             self._transport.abort()
+
+    def rest(self) -> None:
+        if self._transport and not self.error:
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(_REST, self._go_on)
+
+    def _go_on(self) -> None:
+        if self._transport and not self.error:
+            self._transport.resume_reading()
+            self._feed(b"")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its class

@@ -25,7 +25,7 @@ from typing import Self
 from cu_fleet.rfb.canvas import Coverage, Frame, Rect
 from cu_fleet.rfb.changes import Focus, Still, differs
 from cu_fleet.rfb.engine import Engine, Update
-from cu_fleet.rfb.handshake import RfbError
+from cu_fleet.rfb.handshake import MOST_PIXELS, RfbError
 from cu_fleet.rfb.link import Link, deadline, settle
 
 POLLED = 1.0  # seconds after which a server without fences has seen what was drawn, if nothing better is known of it
@@ -46,17 +46,17 @@ class _Look:
     def answered_by(self, update: Update) -> bool:
         if self.coverage is None:
             return any(x == y == 0 and width and height for x, y, width, height in update.rects)
-        return any(self.coverage.add(rect) for rect in update.rects)
+        return self.coverage.add(update.rects)
 
 
 class Screen:
     """Made by `Screen.open`. `lost` is done when the connection is over, and its result says why."""
 
-    def __init__(self, password: str | None, within: float) -> None:
+    def __init__(self, password: str | None, within: float, most_pixels: int = MOST_PIXELS) -> None:
         self.freshness: Callable[[], Awaitable[None]] | None = None  # awaited before a look that no fence can prove
         self._within = within
         self._link = Link(self._feed, self._fail)
-        self._engine = Engine(self._link, self, password)
+        self._engine = Engine(self._link, self, password, most_pixels)
         self.lost = self._link.lost
         self._ready: asyncio.Future[None] = self._link.answer()
         self._fences: dict[bytes, asyncio.Future[None]] = {}
@@ -75,13 +75,19 @@ class Screen:
 
     @classmethod
     async def open(
-        cls, sock: socket.socket, password: str | None = None, timeout: float = 10.0, within: float = POLLED
+        cls,
+        sock: socket.socket,
+        password: str | None = None,
+        timeout: float = 10.0,
+        within: float = POLLED,
+        most_pixels: int = MOST_PIXELS,
     ) -> Self:
         """Take over a connected stream socket, and return when the server has let us in and answers.
 
-        `within` is how old the server's own knowledge of its screen may be, where no fence can prove what it shows.
+        `within` is how old the server's own knowledge of its screen may be, where no fence can prove what it shows;
+        `most_pixels` how big it may make its screen, now or later.
         """
-        screen = cls(password, within)
+        screen = cls(password, within, most_pixels)
         try:
             async with deadline(timeout, "the screen's server did not finish its greeting"):
                 await screen._link.take(sock)
@@ -228,8 +234,11 @@ class Screen:
         text: asyncio.Future[str | None] = self._link.answer()
         self._clipboards.append(text)
         self._engine.request_clipboard()
-        async with deadline(timeout, "the desktop did not hand over its clipboard"):
-            return await text
+        try:
+            async with deadline(timeout, "the desktop did not hand over its clipboard"):
+                return await text
+        finally:
+            self._clipboards = [other for other in self._clipboards if other is not text]
 
     # What the engine says
 

@@ -54,6 +54,9 @@ class Server:
     def send(self, data: bytes) -> None:
         self.writer.write(data)
 
+    def answer(self, x: int, y: int, width: int, height: int) -> bytes:
+        return raw(x, y, width, height, self.colour)
+
     async def _serve(self) -> None:
         self.send(HELLO)
         await self.reader.readexactly(12 + 1 + 1)
@@ -73,7 +76,7 @@ class Server:
             self.requests.append(struct.unpack("!BHHHH", await read(9)))
             incremental, x, y, width, height = self.requests[-1]
             if self.answers and not (incremental and self.fences):
-                self.send(update(raw(x, y, width, height, self.colour)))
+                self.send(update(self.answer(x, y, width, height)))
         elif kind == 4:
             self.heard.append((4, *struct.unpack("!BxxI", await read(7))))
         elif kind == 5:
