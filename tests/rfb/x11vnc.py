@@ -1,6 +1,7 @@
 """Xvfb with x11vnc beside it, in the shape of `xvnc`: the other usual way to a screen without a graphics card.
 
 x11vnc is an X client: it polls the screen it serves, sends what it hears by XTEST, and knows neither fences nor UTF-8.
+It runs with the options that have it know its screen within `WITHIN`.
 """
 
 import os
@@ -17,12 +18,15 @@ from typing import Any
 from cu_fleet.rfb.screen import Screen
 from tests.rfb.xvnc import Client
 
+PROMPT = ["-xd_area", "0", "-wait", "10", "-defer", "1", "-nonap", "-sb", "0", "-speeds", "lan"]
+WITHIN = 0.5
+
 
 class X11vnc:
     def __init__(self, folder: Path, *options: str, password: str | None = None, size: str = "1280x800") -> None:
         self.folder = folder
         self.path = folder / "rfb"
-        self.options = list(options)
+        self.options = PROMPT + list(options)
         if password is None:
             self.options.append("-nopw")
         else:
@@ -76,7 +80,7 @@ class X11vnc:
         return sock
 
     async def screen(self, **more: Any) -> Screen:
-        return await Screen.open(self.connect(), **more)
+        return await Screen.open(self.connect(), **{"within": WITHIN, **more})
 
     def client(self, script: str, *args: str) -> Client:
         return Client(self.display, script, *args)

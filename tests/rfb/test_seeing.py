@@ -1,0 +1,111 @@
+"""Seeing, on every server that is known: TigerVNC, a desktop through the real controller, Xvfb with x11vnc, QEMU."""
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar
+
+import pytest
+from PIL import Image
+
+from cu_fleet.rfb.hands import Hands
+from cu_fleet.rfb.screen import Screen
+from cu_fleet.testing import easel
+from cu_fleet.testing.screen_seeing import Said, ScreenSight, SeeingContract, listening
+from tests.rfb.qemu import Qemu, drawn, qemu
+from tests.rfb.x11vnc import WITHIN, x11vnc
+from tests.rfb.xvnc import PYTHON, xvnc
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+REST = "0.1"
+
+
+@asynccontextmanager
+async def drawing(display: str, rest: str = REST) -> AsyncIterator[Said]:
+    """The easel on a display of this machine."""
+    env = {"DISPLAY": display, "PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "XAUTHORITY": "/dev/null"}
+    words = [PYTHON, easel.__file__, "1", rest]
+    process = await asyncio.create_subprocess_exec(*words, env=env, stdout=asyncio.subprocess.PIPE)
+    said = Said()
+    try:
+        assert process.stdout
+        async with listening(said, process.stdout):
+            yield said
+    finally:
+        process.kill()
+        await process.wait()
+
+
+@asynccontextmanager
+async def seen_on(server: Any, rest: str = REST, **more: Any) -> AsyncIterator[ScreenSight]:
+    screen = await server.screen(**more)
+    await Hands(screen, lambda: None).claim_pointer()
+    async with drawing(server.display, rest) as said:
+        yield ScreenSight(screen, said)
+    await screen.close()
+
+
+class TestTigerVnc(SeeingContract):
+    @asynccontextmanager
+    async def sight(self) -> AsyncIterator[ScreenSight]:
+        with xvnc() as server:
+            async with seen_on(server) as one:
+                yield one
+
+
+class TestX11vnc(SeeingContract):
+    exact = False
+    most = WITHIN
+
+    @asynccontextmanager
+    async def sight(self) -> AsyncIterator[ScreenSight]:
+        with x11vnc() as server:
+            async with seen_on(server, rest="2.0") as one:
+                yield one
+
+
+class Machine(ScreenSight):
+    """A machine in QEMU, whose guest has a pattern of its own."""
+
+    def __init__(self, vm: Qemu, screen: Screen) -> None:
+        super().__init__(screen, Said())
+        self.vm = vm
+
+    async def draw(self) -> None:
+        for number in itertools.count(1):
+            await asyncio.to_thread(self.vm.draw, number)
+            self.said.hear(number)
+            await asyncio.sleep(0.3 * (number % 3 == 0))
+
+    def numbers(self, picture: Image.Image) -> set[int]:
+        found: Any = picture.getcolors(maxcolors=64)
+        return {_number(*colour) for _, colour in found if colour != (0x40, 0x40, 0x40)}
+
+    def whole(self, picture: Image.Image) -> bool:
+        return drawn(picture.convert("RGBX").tobytes("raw", "BGRX")) in self.numbers(picture)
+
+
+class TestQemu(SeeingContract):
+    looks = 120
+    gaps: ClassVar = {
+        "test_the_pointer_is_in_the_picture_when_asked_for_and_not_otherwise": "the test's guest has no pointer"
+    }
+
+    @asynccontextmanager
+    async def sight(self) -> AsyncIterator[Machine]:
+        with qemu() as vm:
+            screen = await vm.screen()
+            machine = Machine(vm, screen)
+            drawing = asyncio.create_task(machine.draw(), name="draw in the guest")
+            try:
+                yield machine
+            finally:
+                drawing.cancel()
+                await asyncio.wait({drawing})
+                await screen.close()
+
+
+def _number(red: int, green: int, blue: int) -> int:
+    return (blue & 63) << 12 | (green & 63) << 6 | red & 63
