@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageChops
 
-from cu_fleet.rfb.canvas import Canvas, Rect
+from cu_fleet.rfb.canvas import BYTES, Canvas, Rect
 
 _BAND = 16  # rows
 
@@ -28,16 +28,29 @@ class Focus:
 
 @dataclass(frozen=True, slots=True)
 class Still:
-    """The picture at one moment."""
+    """The picture at one moment, or those of its rows that matter."""
 
     serial: int
     width: int
     height: int
+    top: int  # the first row that is kept
     pixels: bytes
 
     @classmethod
-    def of(cls, canvas: Canvas) -> "Still":
-        return cls(canvas.serial, canvas.width, canvas.height, bytes(canvas.data))
+    def of(cls, canvas: Canvas, focus: Focus | None = None) -> "Still":
+        """All of it, or what a look at `focus` will be compared with."""
+        top, rows = 0, canvas.height
+        if focus and focus.whole:
+            rows = 0
+        elif focus and focus.region:
+            _, top, _, rows = focus.region
+        kept = memoryview(canvas.data)[top * canvas.stride : (top + rows) * canvas.stride]
+        with kept:
+            return cls(canvas.serial, canvas.width, canvas.height, top, bytes(kept))
+
+    def rows(self, y: int, count: int) -> bytes:
+        stride = self.width * BYTES
+        return self.pixels[(y - self.top) * stride : (y - self.top + count) * stride]
 
 
 def differs(before: Still, now: Canvas, focus: Focus) -> bool:
@@ -55,7 +68,7 @@ def _count(before: Still, now: Canvas, focus: Focus) -> int:
     count = 0
     for y in range(top, top + height, _BAND):
         rows = min(_BAND, top + height - y)
-        old, new = (bytes(data[y * now.stride : (y + rows) * now.stride]) for data in (before.pixels, now.data))
+        old, new = before.rows(y, rows), bytes(now.data[y * now.stride : (y + rows) * now.stride])
         if old != new:
             mask = _mask(old, new, now.width, rows).crop((x, 0, x + width, rows))
             for left, up, across, down in focus.ignore:

@@ -21,6 +21,11 @@ def request() -> bytes:
     return _message(REQUEST | TEXT)
 
 
+def peek() -> bytes:
+    """Asks whether there is something; a server that has nothing to say does nothing."""
+    return _message(PEEK)
+
+
 def notify(has_text: bool) -> bytes:
     return _message(NOTIFY | (TEXT if has_text else 0))
 

@@ -54,7 +54,7 @@ def test_an_answer_from_before_the_question_is_not_taken_for_the_frame() -> None
             server.requests.clear()
             asked = asyncio.create_task(screen.frame(timeout=5))
             await until(lambda: len(server.requests) >= 3)
-            token = screen._look.fence  # type: ignore[union-attr]  # noqa: SLF001 - what our server must send back
+            token = screen._asking._look.fence  # type: ignore[union-attr]  # noqa: SLF001 - what our server must send back
             server.send(update(raw(0, 0, 64, 48, b"\1\1\1\0")))
             await until(lambda: screen.serial and bytes(screen._engine.canvas.data[:1]) == b"\1")  # noqa: SLF001
             assert not asked.done()
