@@ -26,7 +26,7 @@ from cu_fleet.controller.tokens import Mint
 from cu_fleet.model.access import Operator, Role
 from cu_fleet.model.errors import ConflictError, FleetError, InvalidError, UnavailableError
 from cu_fleet.model.profile import Profile, read_profile
-from cu_fleet.settings import Settings, default_home
+from cu_fleet.settings import Settings
 from cu_fleet.stores.base import Store, Tx
 from cu_fleet.stores.sqlite import SqliteStore
 
@@ -314,15 +314,6 @@ async def _watch_home(home: Path, stop: asyncio.Event) -> None:
                     return
     log.error("the home %s is gone: nothing can be written down any more", home)
     stop.set()
-
-
-def run_mcp(*, agent: str, profile: str) -> None:
-    """Serve MCP on standard input and output, with a lease of its own, until there is nobody to serve."""
-    from cu_fleet.mcp.desk import Door
-    from cu_fleet.mcp.stdio import serve
-
-    url, token = os.environ.get("CU_FLEET_URL") or None, os.environ.pop("CU_FLEET_TOKEN", None) or None
-    asyncio.run(serve(lambda: Door.open(url and url.rstrip("/"), token, default_home(), agent), profile))
 
 
 async def clean_up(settings: Settings) -> bool:

@@ -62,8 +62,8 @@ def _vscode(whole: Mapping[str, Any], note: str) -> Configuration:
 
 
 def _toml(name: str, entry: Mapping[str, Any], note: str) -> Configuration:
-    """JSON's strings and lists are TOML's too."""
-    lines = [f"[mcp_servers.{name}]"]
+    """JSON's strings and lists are TOML's too. Where it is not required, Codex begins before it knows the tools."""
+    lines = [f"[mcp_servers.{name}]", "required = true"]
     lines += [f"{key} = {_inline(value)}" for key, value in entry.items()]
     return Configuration("codex", "~/.codex/config.toml", "\n".join(lines), note)
 

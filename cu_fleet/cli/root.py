@@ -1,14 +1,15 @@
-"""The one place where the command line reaches up to the composition root: to run a controller, and for what works
-without one. Imported late, since it pulls in all of the fleet."""
+"""The one place where the command line reaches further than the client: to the composition root, to run a controller
+and for what works without one, and to the other door that it starts. Imported late, since it pulls in all of that."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from cu_fleet.backends.base import Check
 from cu_fleet.model.errors import FleetError
 from cu_fleet.model.profile import Profile
-from cu_fleet.settings import Settings
+from cu_fleet.settings import Settings, default_home
 
 
 def serve(settings: Settings, *, on_demand: bool, ready: Callable[[str], None]) -> None:
@@ -36,6 +37,9 @@ def clean_up(settings: Settings) -> bool:
 
 
 def mcp(*, agent: str, profile: str) -> None:
-    from cu_fleet.app import run_mcp
+    """Not through the composition root: a client waits for this to start, and it needs no controller of its own."""
+    from cu_fleet.mcp.desk import Door
+    from cu_fleet.mcp.stdio import serve as speak
 
-    run_mcp(agent=agent, profile=profile)
+    url, token = os.environ.get("CU_FLEET_URL") or None, os.environ.pop("CU_FLEET_TOKEN", None) or None
+    asyncio.run(speak(lambda: Door.open(url and url.rstrip("/"), token, default_home(), agent), profile))

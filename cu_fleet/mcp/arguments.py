@@ -99,7 +99,7 @@ class Type(Acts):
 class Wait(Acts):
     seconds: float = Field(1.0, ge=0, le=30, description="How long, or at most how long for `until`.")
     until: Literal["stable", "change"] | None = Field(
-        None, description="stable: until the screen keeps still; change: until it differs from what was last seen."
+        None, description="stable: until the screen keeps still; change: until it has changed since your last action."
     )
     if_changed_since: Since = None
 

@@ -18,7 +18,7 @@ from cu_fleet.mcp import arguments as take
 from cu_fleet.mcp.answers import MOST_IMAGE, Answer, acted, image, pictured, said
 from cu_fleet.model.access import Caller
 from cu_fleet.model.action import parse_actions
-from cu_fleet.model.errors import InvalidError
+from cu_fleet.model.errors import InvalidError, TooLongError
 from cu_fleet.model.offer import Offer
 from cu_fleet.model.request import Shot
 
@@ -198,7 +198,10 @@ async def wait(at: At, ask: take.Wait) -> Answer:
     if ask.until is None:
         return await _act(at, ask, [{"type": "wait", "seconds": ask.seconds}], shot)
     most = {"timeout_ms": max(1, round(ask.seconds * 1000))}
-    return await _act(at, ask, [{"type": f"wait_{ask.until}", **most}], shot)
+    try:
+        return await _act(at, ask, [{"type": f"wait_{ask.until}", **most}], shot)
+    except TooLongError as late:
+        return pictured(await at.fleet.screenshot(at.who, at.lease, shot, intent=ask.intent), f"{late}. ")
 
 
 @_tool("Act in one go", take.Act)

@@ -17,7 +17,7 @@ from cu_fleet.model.profile import Profile
 from tests.api.door import Door, served
 from tests.controller.fleet import profile, running
 
-OLD, NEW = "legacy", "2026-07-28"
+OLD, NEW = "legacy", "auto"  # of 2025-06-18, with a handshake; of 2026-07-28, without
 LAUNCH = {"terminal": {"command": ["xterm"], "title": "Terminal"}}
 
 
