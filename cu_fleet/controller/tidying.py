@@ -67,15 +67,19 @@ class Tidying:
 
     def mind_the_quota(self) -> None:
         """After something was kept: begin to make room, if there is too much."""
-        over = self.shelf.size > self.core.settings.frames_quota
-        if over and not self.core.closing and (self._task is None or self._task.done()):
+        if self._over and not self.core.closing and (self._task is None or self._task.done()):
             self._task = asyncio.create_task(self._within_quota(), name="keep frames within their quota")
 
     async def _within_quota(self) -> None:
         try:
-            await self.tidy()
+            while self._over and (await self.tidy()).removed:
+                pass  # more came meanwhile
         except (FleetError, OSError) as e:
             log.warning("frames could not be kept within their quota: %s", e)
+
+    @property
+    def _over(self) -> bool:
+        return self.shelf.size > self.core.settings.frames_quota
 
     async def prune(self, who: Caller, *, older: float | None = None, lease: str | None = None) -> Pruned:
         """Remove what an operator says, or what the settings say."""
@@ -85,7 +89,7 @@ class Tidying:
         return await self.tidy(by=who.who, older=older, lease=lease)
 
     async def tidy_if_due(self) -> None:
-        if self.core.now() >= self._next or self.shelf.size > self.core.settings.frames_quota:
+        if self.core.now() >= self._next or self._over:
             await self.tidy()
             self._next = self.core.now() + _EVERY
 

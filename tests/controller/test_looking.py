@@ -1,4 +1,4 @@
-"""What an agent is shown and what its coordinates mean: views, frame ids, unchanged answers, settled and blank screens."""
+"""What an agent is shown and what its coordinates mean: views, frame ids, unchanged, settled and blank screens."""
 
 import asyncio
 from collections.abc import AsyncIterator
