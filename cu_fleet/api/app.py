@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from cu_fleet import __version__
 from cu_fleet.api import desktops, files, frames, leases, people, profiles, record, screen, service, snapshots
+from cu_fleet.api.direct import Direct, Operation
 from cu_fleet.api.guard import Guard
 from cu_fleet.api.problems import (
     EVERYWHERE,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from cu_fleet.controller import Controller
 
 _NOUNS = (leases, screen, frames, files, desktops, snapshots, people, profiles, record, service)
+_DIRECT: dict[tuple[str, str], Operation] = {("GET", "screenshot"): screen.screenshot, ("POST", "actions"): screen.act}
 _OPEN = frozenset({"/healthz"})  # needs no token
 
 
@@ -67,7 +69,7 @@ def build(
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(Exception, on_unexpected)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
-    return Guard(app, hosts, closing)
+    return Guard(Direct(app, controller, closing, _DIRECT), hosts, closing)
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -13,7 +13,6 @@ import socket
 import time
 from collections.abc import Collection
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,6 +24,8 @@ from cu_fleet.model.errors import DeniedError, FleetError
 MAX_BODY = 32 << 20
 MAX_FILE = 1 << 30
 _FILE = re.compile(r"/v1/leases/[^/]+/files/")
+_READ = {b"host", b"origin", b"content-length"}
+_ALWAYS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 _log = logging.getLogger("cu_fleet.api")
 
 
@@ -37,6 +38,7 @@ class Guard:
         """`hosts`: names, beside loopback's, that this controller is reached by; `*` is any address of this machine."""
         self._app, self._closing = app, closing
         self._hosts = {host.lower() for host in hosts}
+        self._usual = "localhost"  # the last name that was ours
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -60,18 +62,20 @@ class Guard:
             _log.exception("%s %s failed", scope["method"], scope["path"])
 
     def _check(self, scope: Scope, limit: int) -> None:
-        headers = Headers(scope=scope)
-        host = headers.get("host", "")
-        if SOCKET_OWNER not in scope and not self._ours(host):
-            raise DeniedError(
-                f"this controller is not called {host[:100]!r}",
-                remedy="use its address, or set CU_FLEET_HOST to this name",
-                code="wrong_host",
-            )
-        origin = headers.get("origin")
+        headers = {name: value.decode("latin-1") for name, value in reversed(scope["headers"]) if name in _READ}
+        host = headers.get(b"host", "")
+        if SOCKET_OWNER not in scope and host != self._usual:
+            if not self._ours(host):
+                raise DeniedError(
+                    f"this controller is not called {host[:100]!r}",
+                    remedy="use its address, or set CU_FLEET_HOST to this name",
+                    code="wrong_host",
+                )
+            self._usual = host
+        origin = headers.get(b"origin")
         if origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
             raise DeniedError("a page from elsewhere may not reach this controller", code="foreign_origin")
-        length = headers.get("content-length", "0")
+        length = headers.get(b"content-length", "0")
         if length.isdecimal() and int(length) > limit:
             raise _too_large(limit)
 
@@ -99,11 +103,9 @@ class _Answering:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.began = True
-            headers = MutableHeaders(scope=message)
-            headers["Cache-Control"] = "no-store"
-            headers["X-Content-Type-Options"] = "nosniff"
+            message["headers"] = [*message["headers"], *_ALWAYS]
             if message["status"] == TooLargeError.status:
-                headers["Connection"] = "close"  # do not read what was refused
+                message["headers"].append((b"connection", b"close"))  # do not read what was refused
             elapsed = 1000 * (time.monotonic() - self._since)
             _log.debug("%s %s: %d in %.1f ms", self._scope["method"], self._scope["path"], message["status"], elapsed)
         self.complete = message["type"] == "http.response.body" and not message.get("more_body", False)

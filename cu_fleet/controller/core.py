@@ -40,7 +40,8 @@ class Core:
     profiles: Mapping[str, tuple[Profile, str]]
     clock: Clock
     secret: bytes
-    bell: Bell = field(default_factory=Bell)
+    bell: Bell = field(default_factory=Bell)  # whenever anything is written down
+    turned: Bell = field(default_factory=Bell)  # only when a change is, which may matter to the queue and to deadlines
     poke: Callable[[str], None] = lambda desktop: None  # set by the keeper: this desktop has something to do
     resting: set[str] = field(default_factory=set)  # profiles whose last starts failed: not kept warm for now
     ending: bool = False  # nothing is granted, made or cleaned any more
@@ -93,6 +94,7 @@ class Core:
             self.changes += 1  # even if it was cancelled: it may have landed
         for desktop in touched:
             self.poke(desktop)
+        self.turned.ring()
         self.bell.ring()
         return result
 
@@ -101,7 +103,7 @@ class Core:
         self._touched.add(desktop)
 
     async def note(self, work: Callable[[Tx], T]) -> T:
-        """A change that cannot matter to the queue: an audit entry, a renewal."""
+        """A change that cannot matter to the queue, nor bring a deadline nearer: an audit entry, a renewal."""
         result = await self.store.transact(work)
         self.bell.ring()
         return result

@@ -8,7 +8,6 @@ A screen of one colour is one whose programs have not drawn yet, or have died; o
 profile promised. Neither is handed out as a picture, unless it is asked for as such.
 """
 
-import asyncio
 import hashlib
 import time
 import weakref
@@ -29,6 +28,7 @@ from cu_fleet.rfb.canvas import Frame
 from cu_fleet.rfb.picture import Encoded, check_region, encode, looks_blank
 from cu_fleet.rfb.screen import Screen
 from cu_fleet.stores.base import Tx
+from cu_fleet.threads import in_thread
 
 _FRAMES = 128  # remembered of one lease
 _LEASES = 256  # whose frames are remembered
@@ -241,7 +241,7 @@ class Looking:
                 visit.not_kept = not_kept(e)
             return picture, hashlib.sha256(picture.data).hexdigest(), kept
 
-        picture, sha256, visit.kept = await asyncio.to_thread(work)
+        picture, sha256, visit.kept = await in_thread(work)
         return picture, sha256
 
     def _note(self, tx: Tx, visit: Visit, shot: Shot, began: float, shown: Shown) -> None:

@@ -43,14 +43,14 @@ class Passing:
     async def _deadlines(self) -> None:
         """End what has run out, then sleep until the next deadline or the next change."""
         while True:
-            rings = self.core.bell.rings
+            rings = self.core.turned.rings
             try:
                 following = await self._expire()
             except FleetError as e:
                 log.warning("deadlines could not be kept: %s", e)
                 following = self.core.now() + 1.0
             sleep = asyncio.create_task(self.core.clock.sleep(max(0.0, following - self.core.now())), name="until")
-            heard = asyncio.create_task(self.core.bell.heard(rings), name="change")
+            heard = asyncio.create_task(self.core.turned.heard(rings), name="change")
             try:
                 await asyncio.wait({sleep, heard}, return_when=asyncio.FIRST_COMPLETED)
             finally:

@@ -8,10 +8,9 @@ What the MAC covers is the entry's canonical text: sorted JSON without the field
 later version may give entries new optional fields and still verify old ones.
 """
 
-import hashlib
 import hmac
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from pydantic import ConfigDict, ValidationError
@@ -64,31 +63,46 @@ class Anchor(Value):
 
 
 def chained(draft: Draft, head: Entry | Anchor | None, key: bytes) -> Entry:
-    """The entry that follows `head`, exactly as it will be read back.
+    """The entry that follows `head`, exactly as it will be read back."""
+    after = (head.seq, head.mac) if head else None
+    return sealed(draft, after, key)[0]
+
+
+def sealed(draft: Draft, head: tuple[int, str] | None, key: bytes) -> tuple[Entry, str]:
+    """The entry that follows the one of this number and MAC, and its canonical text.
 
     What JSON cannot carry (an infinite number, half a character) is refused here: it would verify never again.
     """
-    entry = Entry(**dict(draft), seq=head.seq + 1 if head else 1, previous=head.mac if head else START)
+    seq, previous = (head[0] + 1, head[1]) if head else (1, START)
     try:
-        entry = Entry.model_validate_json(canonical(entry))
+        text = _canonical(draft, {"seq": seq, "previous": previous})
+        entry = Entry.model_validate_json(text)
     except (ValueError, ValidationError) as e:
         raise InvalidError(f"{draft.what} by {draft.who!r} cannot be recorded: {e}", code="not_recordable") from None
-    return entry.model_copy(update={"mac": mac_of(entry, key)})
+    return entry.model_copy(update={"mac": _mac(text, key)}), text
 
 
 def canonical(entry: Entry) -> str:
     """The text that the MAC covers, which is also what a store keeps."""
-    fields = entry.model_dump(mode="json", exclude={"mac"}, exclude_defaults=True)
-    return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _canonical(entry, {})
+
+
+def _canonical(draft: Draft, place: Mapping[str, object]) -> str:
+    fields = draft.model_dump(mode="json", exclude={"mac"}, exclude_defaults=True)
+    return json.dumps({**fields, **place}, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def mac_of(entry: Entry, key: bytes) -> str:
-    return _hmac(key, b"entry", canonical(entry).encode())
+    return _mac(canonical(entry), key)
+
+
+def _mac(text: str, key: bytes) -> str:
+    return _hmac(key, b"entry", text.encode())
 
 
 def _hmac(key: bytes, purpose: bytes, text: bytes) -> str:
     """`purpose` keeps what an agent types from ever hashing like an entry."""
-    return hmac.new(key, purpose + b"\n" + text, hashlib.sha256).hexdigest()
+    return hmac.digest(key, purpose + b"\n" + text, "sha256").hex()
 
 
 class Verifier:

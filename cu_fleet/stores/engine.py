@@ -12,7 +12,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from cu_fleet.model.errors import BrokenError, UnavailableError
@@ -20,6 +20,7 @@ from cu_fleet.stores.base import Tx
 from cu_fleet.stores.migrations import migrate
 from cu_fleet.stores.tables import Params
 from cu_fleet.stores.transaction import RefusedError, Rows, SqlTx, why_refused
+from cu_fleet.threads import Job, Threads
 
 T = TypeVar("T")
 LIMIT = 30.0  # seconds a transaction may take before it is broken off
@@ -32,7 +33,7 @@ class SqlStore(ABC):
 
     def __init__(self, audit_key: bytes) -> None:
         self._key = audit_key
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"store-{self.dialect}")
+        self._line = Threads(f"store-{self.dialect}", most=1)
         self._thread: int | None = None
         self._began: float | None = None  # when the running transaction did
         self._closed = False
@@ -66,11 +67,11 @@ class SqlStore(ABC):
     async def start(self) -> None:
         """Connect and bring the schema up to date; on failure nothing stays open."""
         try:
-            await self._settled(self._executor.submit(self._open))
+            await self.on_thread(self._open)
         except BaseException:
             self._closed = True
-            self._executor.submit(self.disconnect)
-            self._executor.shutdown(wait=False)
+            self._line.give(self.disconnect)
+            self._line.close()
             raise
 
     async def transact(self, work: Callable[[Tx], T]) -> T:
@@ -78,17 +79,17 @@ class SqlStore(ABC):
             raise BrokenError("a transaction was begun inside another one", code="nested_transaction")
         if self._closed:
             raise UnavailableError("the store is closed", code="store_closed")
-        return await self._settled(self._executor.submit(self.run, work))
+        return await self.on_thread(partial(self.run, work))
 
     async def close(self) -> None:
         """Finish what was begun, and let go of the database. Again is harmless."""
         if not self._closed:
             self._closed = True
             try:
-                await self._settled(self._executor.submit(self.disconnect))
+                await self.on_thread(self.disconnect)
             finally:
-                self._executor.submit(self.disconnect)  # if we were cancelled before the first one began
-                self._executor.shutdown(wait=False)
+                self._line.give(self.disconnect)  # if we were cancelled before the first one began
+                self._line.close()
 
     def run(self, work: Callable[[Tx], T]) -> T:
         """One transaction, on the thread."""
@@ -134,35 +135,22 @@ class SqlStore(ABC):
                 code="wrong_audit_key",
             )
 
-    async def _settled(self, future: Future[T]) -> T:
-        """The future's result. If the caller is cancelled: not before it is over, unless it never began."""
-        waiter = asyncio.wrap_future(future)
-        watch = asyncio.get_running_loop().call_later(LIMIT, self._watch, future)
+    async def on_thread(self, work: Callable[[], T]) -> T:
+        """Do this when its turn comes. A caller who is cancelled hears of it when it is over, unless it never began."""
+        job = self._line.give(work)
+        watch = asyncio.get_running_loop().call_later(LIMIT, self._watch, job)
         try:
-            return await asyncio.shield(waiter)
-        except asyncio.CancelledError as cancelled:
-            error = None if future.cancel() else await _outcome(waiter)
-            raise cancelled from error
+            return await job.settled()
         finally:
             watch.cancel()
 
-    def _watch(self, future: Future[Any]) -> None:
+    def _watch(self, job: Job[Any]) -> None:
         """Break off a transaction that takes too long; one that waits for its turn is left alone."""
         began = self._began
-        if future.running() and began is not None and time.monotonic() - began >= LIMIT:
+        if job.running and began is not None and time.monotonic() - began >= LIMIT:
             self.interrupt()
-        elif not future.done():
-            asyncio.get_running_loop().call_later(1.0, self._watch, future)
-
-
-async def _outcome(waiter: asyncio.Future[Any]) -> BaseException | None:
-    """Wait to the end, however often the waiting task is cancelled."""
-    while not waiter.done():
-        try:
-            await asyncio.wait({waiter})
-        except asyncio.CancelledError:
-            continue
-    return None if waiter.cancelled() else waiter.exception()
+        elif not job.over:
+            asyncio.get_running_loop().call_later(1.0, self._watch, job)
 
 
 def _refuse_coroutine(result: object) -> None:

@@ -158,9 +158,12 @@ class PostgresStore(SqlStore):
     def execute(self, statement: str, params: Params) -> Rows:
         if self._connection is None:
             raise LostError(f"there is no connection to the database {self._where}")
-        with self._in_words():
+        try:
             cursor = self._connection.execute(_translated(statement), params)
             return cursor.fetchall() if cursor.description else []
+        except psycopg.Error:
+            with self._in_words():
+                raise
 
     def run_script(self, script: str) -> None:
         assert self._connection is not None

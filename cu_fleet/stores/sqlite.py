@@ -52,7 +52,7 @@ class SqliteStore(SqlStore):
 
     async def make_durable(self) -> None:
         if self._path is not None:
-            await self._settled(self._executor.submit(self._sync))
+            await self.on_thread(self._sync)
 
     def _sync(self) -> None:
         if self._db.total_changes == self._synced:
@@ -109,8 +109,11 @@ class SqliteStore(SqlStore):
             self.execute("ROLLBACK", {})
 
     def execute(self, statement: str, params: Params) -> Rows:
-        with self._in_words():
+        try:
             return self._db.execute(statement, params).fetchall()
+        except sqlite3.Error:
+            with self._in_words():
+                raise
 
     def run_script(self, script: str) -> None:
         """Statement by statement, because `executescript` would commit first."""

@@ -8,7 +8,7 @@ has caught it. PostgreSQL would allow nothing else, and half of "all of these or
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from cu_fleet.model.audit import Draft, Entry, chained
+from cu_fleet.model.audit import Draft, Entry, sealed
 from cu_fleet.model.errors import BrokenError, ConflictError, FleetError
 from cu_fleet.model.record import Record
 from cu_fleet.stores.base import TakenError
@@ -32,6 +32,9 @@ INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDA
 
 # The same fact, forgotten.
 FORGET_META = "DELETE FROM meta WHERE name = :name"
+
+# Where the audit chain ends.
+END = "SELECT seq, mac FROM audit ORDER BY seq DESC LIMIT 1"
 
 # The newest audit entry.
 HEAD = f"SELECT {ENTRY_COLUMNS} FROM audit ORDER BY seq DESC LIMIT 1"  # noqa: S608 - columns of Entry, nothing else
@@ -78,9 +81,10 @@ class SqlTx:
         return int(self._do(NEXT_NUMBER, {"name": name})[0][0] or 0)
 
     def append(self, draft: Draft) -> Entry:
-        """The head is read anew each time: a cached one would outlive a rollback, or another process's entry."""
-        entry = chained(draft, self.head(), self._key)
-        self._do(table_of(Entry).append, entry_row(entry), entry)
+        """The chain's end is read anew each time: a cached one would outlive a rollback, or another process's entry."""
+        rows = self._do(END, {})
+        entry, text = sealed(draft, (int(rows[0][0] or 0), str(rows[0][1])) if rows else None, self._key)
+        self._do(table_of(Entry).append, entry_row(entry, text), entry)
         return entry
 
     def head(self) -> Entry | None:
