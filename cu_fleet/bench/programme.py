@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from cu_fleet.bench.scenes import granting, standing, starting
-from cu_fleet.bench.screens import acting, looking
+from cu_fleet.bench.screens import acting, looking, resting
 from cu_fleet.bench.soak import soaking
 from cu_fleet.bench.stage import Scene
 
 SIZES = ((1280, 800), (1920, 1080))
 _PICTURES = ("png-{}-http", "png-{}-client", "jpeg-{}-http", "jpeg-{}-client")
+_UNCHANGED = ("unchanged-{}-http", "unchanged-{}-client")
 
 
 def _sized(rows: Sequence[str], width: int, height: int) -> tuple[str, ...]:
@@ -23,6 +24,7 @@ SCENES: dict[Scene, tuple[str, ...]] = {
         *("many-busy", "many-busy-memory", "many-screenshot", "many-action"),
     ),
     **{looking(*size): _sized(_PICTURES, *size) for size in SIZES},
+    **{resting(*size): _sized(_UNCHANGED, *size) for size in SIZES},
     acting: (
         *("click-http", "click-client", "actions", "actions-batch"),
         *("key-to-frame-http", "key-to-frame-client", "type-1000"),

@@ -29,6 +29,7 @@ _WINDOW = {1280: (120, 36), 1920: (190, 54)}  # a terminal's columns and lines, 
 _PROSE = "The quick brown fox jumps over the lazy dog; 12 (twelve) of them? No: #13, @once! "
 _TEXT = (_PROSE * 13)[:1000]
 _KEY: dict[str, Any] = {"type": "key", "keys": "a"}
+_AT_ONCE = {"settle_ms": 0}  # what is measured waits for the change itself
 _WARM = 6  # the limit is the best of so many in a row: done once, after a pause, it would flatter us
 _TYPES = 3  # how often a text of 1,000 characters is typed: xdotool takes its time
 _WAYS = {"http": "over HTTP", "client": "through the Python client, decoded"}
@@ -158,6 +159,37 @@ def _pictures(desk: Desk, size: str) -> list[Figure]:
     return figures
 
 
+def resting(width: int, height: int) -> Callable[[Stage], AsyncGenerator[Figure, None]]:
+    """The same screen again, while nothing changes."""
+    size = f"{width}x{height}"
+
+    async def scene(stage: Stage) -> AsyncGenerator[Figure, None]:
+        async with _desk(stage, width, height) as desk:
+            for number in range(stage.plan.rounds + 1):
+                stage.tell(f"an unchanged screen of {size}: {number} of {stage.plan.rounds}")
+                await _unchanged(desk)
+                for name, what in _FRESH.items():
+                    await desk.others.go(name, what)
+        for way, words in _WAYS.items():
+            what = f"the same screen again, with if_changed_since, {words}; others take another picture"
+            series, beside = desk.series(f"unchanged-{way}", what), desk.others.series(**_FRESH)
+            yield Figure(f"unchanged-{size}-{way}", series, most=1.5 if way == "http" else None, others=beside)
+
+    return scene
+
+
+async def _unchanged(desk: Desk) -> None:
+    where = desk.path("screenshot")
+    _, _, frame = await desk.by_http("GET", where)
+    seconds, data, _ = await desk.by_http("GET", f"{where}?if_changed_since={frame}", expect=304)
+    assert not data
+    desk.note("unchanged-http", seconds)
+    seconds, image = await timed(desk.desktop.screenshot(if_changed_since=frame))
+    if image is not None:
+        raise BrokenError("nothing has changed, and yet a picture was handed out")
+    desk.note("unchanged-client", seconds)
+
+
 # acting
 
 
@@ -230,13 +262,13 @@ async def _rates(desk: Desk, calls: int) -> tuple[float, float]:
 async def _keys(desk: Desk, bare: _Bare) -> None:
     """A key, then a picture in which something has changed."""
     batch = [_KEY, {"type": "wait_change"}]
-    body = {"actions": batch, "screenshot": {}}
+    body = {"actions": batch, "screenshot": _AT_ONCE}
     await desk.stir()
     seconds, data, _ = await desk.by_http("POST", desk.path("actions"), body)
     desk.fresh("key", data)
     desk.note("key-http", seconds)
     await desk.stir()
-    seconds, result = await timed(desk.desktop.act(batch, screenshot=True))
+    seconds, result = await timed(desk.desktop.act(batch, screenshot=_AT_ONCE))
     assert result.image is not None
     desk.fresh("key", result.image.frame.data)
     desk.note("key-client", seconds)
