@@ -40,13 +40,15 @@ class Beside(Protocol):
         """Lift all those buttons."""
 
 
+_GROWN = 4  # times as many pixels as its profile says may a desktop's screen get
 _REMEMBERED = 64  # answers kept for callers who ask again with the same request id
 
 
 class Actor:
-    def __init__(self, desktop: str, on_lost: Callable[[str], None], beside: Beside) -> None:
+    def __init__(self, desktop: str, on_lost: Callable[[str, str], None], beside: Beside) -> None:
         self.desktop = desktop
         self.turn = asyncio.Lock()
+        self._connecting = asyncio.Lock()
         self.answers: OrderedDict[tuple[str, str], Acted] = OrderedDict()
         self._on_lost = on_lost
         self._paste = partial(beside.paste, desktop)
@@ -77,13 +79,15 @@ class Actor:
 
     async def connect(self, desktop: Desktop, endpoint: Endpoint | None, timeout: float) -> Screen:
         """The desktop's screen, connected once and kept; refuses one that is not of the size it should be."""
-        if self.screen:
-            return self.screen
+        async with self._connecting:
+            return self.screen or await self._connect(desktop, endpoint, timeout)
+
+    async def _connect(self, desktop: Desktop, endpoint: Endpoint | None, timeout: float) -> Screen:
         if endpoint is None:
             raise UnavailableError(
                 f"the screen of desktop {desktop.id} is gone", code="screen_lost", desktop=desktop.id
             )
-        screen = await self._opened(endpoint, timeout)
+        screen = await self._opened(endpoint, timeout, _GROWN * desktop.width * desktop.height)
         if (screen.width, screen.height) != (desktop.width, desktop.height):
             await screen.close()
             raise UnavailableError(
@@ -92,21 +96,25 @@ class Actor:
                 code="wrong_size",
                 desktop=desktop.id,
             )
-        self._screen = screen
-        self._hands = Hands(screen, self.check, self._paste, self._extra, self._foreign)
-        self._hands.keyboard.paste_keys = "shift+insert"  # terminals know it too, with the text in both selections
-        await self._hands.release_all()  # a button that an earlier connection of ours left down
+        hands = Hands(screen, self.check, self._paste, self._extra, self._foreign)
+        hands.keyboard.paste_keys = "shift+insert"  # terminals know it too, with the text in both selections
+        try:
+            await hands.release_all()  # a button that an earlier connection of ours left down
+        except BaseException:
+            await screen.close()
+            raise
+        self._screen, self._hands = screen, hands
         screen.lost.add_done_callback(lambda _: self._lost(screen))
         return screen
 
-    async def _opened(self, endpoint: Endpoint, timeout: float) -> Screen:
+    async def _opened(self, endpoint: Endpoint, timeout: float, most_pixels: int) -> Screen:
         try:
             async with asyncio.timeout(timeout):
                 sock = await endpoint.connect()
         except TimeoutError:
             raise UnavailableError(f"nothing answers at {endpoint.where}", code="screen_lost") from None
         try:
-            return await Screen.open(sock, password=endpoint.password, timeout=timeout)
+            return await Screen.open(sock, password=endpoint.password, timeout=timeout, most_pixels=most_pixels)
         except BaseException:
             sock.close()
             raise
@@ -178,7 +186,7 @@ class Actor:
     def _lost(self, screen: Screen) -> None:
         if self._screen is screen:
             self._screen = self._hands = None
-            self._on_lost(self.desktop)
+            self._on_lost(self.desktop, str(screen.lost.result()))
 
 
 class Actors:
@@ -186,7 +194,7 @@ class Actors:
 
     def __init__(self) -> None:
         self._actors: dict[str, Actor] = {}
-        self.on_lost: Callable[[str], None] = lambda desktop: None
+        self.on_lost: Callable[[str, str], None] = lambda desktop, why: None
         self.beside: Beside  # set by whoever puts a controller together
 
     def of(self, desktop: str) -> Actor:
@@ -194,8 +202,8 @@ class Actors:
             self._actors[desktop] = Actor(desktop, self._lost, self.beside)
         return self._actors[desktop]
 
-    def _lost(self, desktop: str) -> None:
-        self.on_lost(desktop)
+    def _lost(self, desktop: str, why: str) -> None:
+        self.on_lost(desktop, why)
 
     async def drop(self, desktop: str) -> None:
         actor = self._actors.pop(desktop, None)

@@ -7,7 +7,7 @@ controller is nothing but poking every desktop that does not rest.
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from cu_fleet.backends.base import SCREEN_ANSWERS, Backend, Files, Spec
@@ -24,6 +24,8 @@ from cu_fleet.stores.base import Tx
 
 log = logging.getLogger(__name__)
 _TRIES = 2  # starts that may fail in a row before a waiting request hears why
+_MOST_LOSSES = 5  # connections in a row that a screen may break off
+_LOSSES_WITHIN = 60.0  # seconds
 
 
 class Keeper:
@@ -35,6 +37,7 @@ class Keeper:
         self.forget_inside: Callable[[str], Awaitable[None]] = _nothing  # ends the desktop's helper
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
+        self._losses: dict[str, deque[tuple[float, str]]] = {}  # by desktop: when it lost its screen, and why
         core.poke = self.poke
         actors.on_lost = self.screen_lost
 
@@ -46,8 +49,10 @@ class Keeper:
             return
         self._tasks[desktop] = asyncio.create_task(self._keep(desktop), name=f"keep {desktop}")
 
-    def screen_lost(self, desktop: str) -> None:
+    def screen_lost(self, desktop: str, why: str) -> None:
         if not self.core.closing:
+            log.warning("desktop %s: %s", desktop, why)
+            self._losses.setdefault(desktop, deque(maxlen=_MOST_LOSSES)).append((self.core.now(), why))
             self.poke(desktop)
 
     async def settled(self, desktop: str) -> Desktop:
@@ -156,6 +161,7 @@ class Keeper:
         """The screen answers, is of the right size, and shows a whole frame; a file left before is gone."""
         desktop = await self.core.read(lambda tx: self.core.get_desktop(tx, desktop_id))
         actor = self.actors.of(desktop_id)
+        self._losses.pop(desktop_id, None)
         await actor.disconnect()
         screen = await actor.connect(desktop, await self.core.endpoint(desktop), self.core.settings.backend_timeout)
         actor.open()  # nothing is under way any more, and whoever comes next is checked against what is written
@@ -265,6 +271,7 @@ class Keeper:
 
     async def _stop(self, desktop: Desktop) -> None:
         backend = self.core.backend(desktop.backend)
+        self._losses.pop(desktop.id, None)
         await self.forget_inside(desktop.id)
         await self.actors.drop(desktop.id)
         if desktop.handle:
@@ -320,6 +327,9 @@ class Keeper:
         actor = self.actors.of(desktop.id)
         if desktop.frozen:
             return
+        if why := self._breaks_off(desktop.id):
+            await self._dead(desktop, why)
+            return
         error: Exception | None = None
         for _ in range(2):
             try:
@@ -329,6 +339,13 @@ class Keeper:
             else:
                 return
         await self._dead(desktop, f"its screen died ({error})")
+
+    def _breaks_off(self, desktop: str) -> str:
+        """Why this screen is not connected to any more, though it lets itself be connected to."""
+        losses = self._losses.get(desktop)
+        if losses is None or len(losses) < _MOST_LOSSES or self.core.now() - losses[0][0] > _LOSSES_WITHIN:
+            return ""
+        return f"its screen broke off {_MOST_LOSSES} times within {_LOSSES_WITHIN:g} s, at last so: {losses[-1][1]}"
 
     async def _dead(self, desktop: Desktop, why: str) -> None:
         """The lease hears of it; a pool desktop is replaced, a named one goes to sleep with its files."""

@@ -33,6 +33,7 @@ class Server:
     """A screen of 64x48 in one colour, over a socket pair; answers requests until told otherwise."""
 
     def __init__(self, *, fences: bool = True) -> None:
+        self.hello = HELLO
         self.fences = fences
         self.colour = b"\1\2\3\0"
         self.answers = True
@@ -58,7 +59,7 @@ class Server:
         return raw(x, y, width, height, self.colour)
 
     async def _serve(self) -> None:
-        self.send(HELLO)
+        self.send(self.hello)
         await self.reader.readexactly(12 + 1 + 1)
         while kind := await self.reader.readexactly(1):
             await self._message(kind[0])
