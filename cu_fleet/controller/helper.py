@@ -1,8 +1,9 @@
 """The controller's side of the guest helper: calls over one process's streams, whatever comes out of it.
 
 The program at the other end may be ours, or whatever a hostile desktop has put in its place. So a line is bounded, an
-answer must be an object of plain JSON to a call that was made, and at the first thing that is not, the process is
-ended and every caller told. `alive` says whether to go on with this helper or start another.
+answer must be an object of plain JSON, not many times larger in memory than it came; what nobody asked for is borne
+for a while. At the first thing beyond that the process is ended and every caller told. `alive` says whether to go on
+with this helper or start another.
 
     process = await exec.exec(handle, ["/usr/bin/python3", "-I", "-c", SOURCE])
     helper = Helper(process, desktop)
@@ -13,6 +14,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import re
 from typing import Any
 
 from cu_fleet.backends.base import Process
@@ -27,11 +29,16 @@ from cu_fleet.model.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from cu_fleet.rfb.handshake import readable
 
 SOURCE = carried()
 _LINE_LIMIT = 8 << 20  # the clipboard's limit, with every character escaped
+_STRUCTURE_LIMIT = 1 << 20  # bytes of a line outside of strings: a bracket takes twenty times its room in memory
+_IDLE_LIMIT = 16 << 20  # bytes that answer no call, between two that do
+_IDLE_LINE = 1024  # bytes that every such line counts for at least
 _TOLD = 4096  # bytes of its standard error kept, to say why it ended
 _MOST = 32  # calls at once; further ones wait
+_CODE = re.compile("[a-z_]+")
 _CLASSES: dict[str, type[FleetError]] = {
     "not_found": NotFoundError,
     "invalid": InvalidError,
@@ -53,6 +60,7 @@ class Helper:
         self._room = asyncio.Semaphore(_MOST)
         self._writing = asyncio.Lock()
         self._told = bytearray()
+        self._idle = 0
         self._ended: FleetError | None = None
         self._reader = asyncio.create_task(self._read(), name=f"helper of {desktop}")
 
@@ -115,7 +123,7 @@ class Helper:
         why: FleetError = self._gone("it ended")
         try:
             await self._take_in()
-            why = self._gone(self._told.decode("utf-8", "replace").strip()[-500:] or "it ended")
+            why = self._gone(readable(self._told.strip()[-500:]) or "it ended")
         except FleetError as e:
             why = e
         except OSError as e:
@@ -143,10 +151,12 @@ class Helper:
         answer = self._parse(line)
         number = answer.get("id")
         if number is None and "error" in answer:
-            raise self._broken(f"that it did not understand us: {str(answer['error'])[:200]}")
+            raise self._broken(f"that it did not understand us: {readable(str(answer['error'])[:200])}")
         waiting = self._calls.get(number) if isinstance(number, int) else None
         if waiting is None or waiting.done():
-            return  # the caller has given up
+            self._bear(len(line) + _IDLE_LINE)  # the caller may have given up
+            return
+        self._idle = 0
         ok, error = answer.get("ok"), answer.get("error")
         if isinstance(ok, dict):
             waiting.set_result(ok)
@@ -155,9 +165,16 @@ class Helper:
         else:
             raise self._broken("neither a result nor an error")
 
+    def _bear(self, size: int) -> None:
+        self._idle += size
+        if self._idle > _IDLE_LIMIT:
+            raise self._broken("more than anybody asked for")
+
     def _parse(self, line: bytes) -> dict[str, Any]:
         if len(line) > _LINE_LIMIT:
             raise self._broken(f"a line of more than {_LINE_LIMIT} bytes")
+        if not _slight(line):
+            raise self._broken(f"more than {_STRUCTURE_LIMIT} bytes that are no text")
         try:
             answer = json.loads(line.decode(), parse_constant=_no_constant)
             json.dumps(answer, ensure_ascii=False).encode()  # no half characters, which nobody could pass on
@@ -168,7 +185,8 @@ class Helper:
         return answer
 
     def _refused(self, error: dict[str, Any]) -> FleetError:
-        code, text = str(error.get("code", ""))[:40], str(error.get("text", ""))[:500]
+        code, text = str(error.get("code", ""))[:40], readable(str(error.get("text", ""))[:500])
+        code = code if _CODE.fullmatch(code) else ""
         kind = _CLASSES.get(code, UnavailableError)
         return kind(text or "the helper refused", code=f"helper_{code or 'refused'}", desktop=self._desktop)
 
@@ -188,6 +206,12 @@ class Helper:
             for waiting in self._calls.values():
                 if not waiting.done():
                     waiting.set_exception(why)
+
+
+def _slight(line: bytes) -> bool:
+    """Whether little of a line of JSON is outside of its strings."""
+    bare = line.replace(b"\\\\", b"").replace(b'\\"', b"")
+    return bare.count(b'"') <= _STRUCTURE_LIMIT and sum(map(len, bare.split(b'"')[::2])) <= _STRUCTURE_LIMIT
 
 
 def _no_constant(name: str) -> None:

@@ -206,9 +206,10 @@ class Handshake(RFBClient):  # type: ignore[misc]
             )
 
 
-def readable(words: bytes | bytearray) -> str:
-    """What a server calls itself or complains of, fit to be shown: nothing in it commands a terminal."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in words.decode("utf-8", "replace"))
+def readable(words: bytes | bytearray | str) -> str:
+    """What a desktop calls itself or complains of, fit to be shown: nothing in it commands a terminal."""
+    text = words if isinstance(words, str) else words.decode("utf-8", "replace")
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def _unknown_login(kinds: Sequence[int]) -> RfbError:

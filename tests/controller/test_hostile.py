@@ -6,16 +6,19 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cu_fleet.backends.base import Backend, Endpoint
+from cu_fleet.controller.helper import Helper
 from cu_fleet.model.action import parse_actions
 from cu_fleet.model.desktop import Handle
-from cu_fleet.model.errors import FleetError
+from cu_fleet.model.errors import BrokenError, FleetError
 from cu_fleet.model.lease import LeaseState
 from cu_fleet.model.request import Shot
 from tests.controller.fleet import ANA, Fleet, profile, running
+from tests.guest.test_helper_outside import Scripted, reply, with_helper
 from tests.rfb.hostile import SIZE, hello
 from tests.rfb.wire import Server, fence, rect, update
 from tests.support import run, until
@@ -141,3 +144,54 @@ def test_a_desktop_that_turns_hostile_is_replaced_and_nobody_else_notices(tmp_pa
             await fleet.check()
 
     run(body(), timeout=60)
+
+
+FLOODS: dict[str, tuple[bytes, str]] = {
+    "answers to nobody": (b'{"id": 0, "ok": {}}\n' * 1000, "more than anybody asked for"),
+    "large answers to nobody": (b'{"id": 0, "ok": {"text": "' + b"x" * (7 << 20) + b'"}}\n', "more than anybody"),
+    "a line without end": (b"x" * (1 << 20), "a line of more than"),
+    "lists in lists": (b'{"id": 0, "ok": [' + b"[]," * 700_000 + b"[]]}\n", "bytes that are no text"),
+    "empty strings": (b'{"id": 0, "ok": [' + b'"",' * 1_500_000 + b'""]}\n', "bytes that are no text"),
+}
+
+
+@pytest.mark.parametrize("case", FLOODS)
+def test_a_helper_that_floods_is_ended(case: str) -> None:
+    said, words = FLOODS[case]
+
+    async def flood(process: Scripted, request: dict[str, Any]) -> None:
+        for _ in range(400):
+            process.say(said)
+
+    async def body(helper: Helper, process: Scripted) -> None:
+        with pytest.raises(BrokenError, match=words):
+            await helper.call("windows", timeout=20)
+        await until(lambda: process.killed)
+
+    with_helper(flood, body)
+
+
+def test_a_clipboard_of_quotes_and_backslashes_is_no_flood() -> None:
+    text = '"\\' * (1 << 19)
+
+    async def hand_over(process: Scripted, request: dict[str, Any]) -> None:
+        process.say(reply(request, ok={"text": text}))
+
+    async def body(helper: Helper, process: Scripted) -> None:
+        for _ in range(3):
+            assert await helper.call("clipboard_get", timeout=20) == {"text": text}
+
+    with_helper(hand_over, body)
+
+
+def test_what_a_helper_complains_of_commands_no_terminal() -> None:
+    async def refuse(process: Scripted, request: dict[str, Any]) -> None:
+        process.say(reply(request, error={"code": "\x1b[2J", "text": "no\x1b[2J\n"}))
+
+    async def body(helper: Helper, process: Scripted) -> None:
+        with pytest.raises(FleetError) as e:
+            await helper.call("windows")
+        assert str(e.value).isprintable()
+        assert e.value.code == "helper_refused"
+
+    with_helper(refuse, body)
