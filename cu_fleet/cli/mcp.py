@@ -23,7 +23,7 @@ def register(root: typer.Typer) -> None:
     command(
         root,
         "mcp-config",
-        "cu-fleet mcp-config --client codex >> ~/.codex/config.toml",
+        "cu-fleet mcp-config --client codex",
         "cu-fleet mcp-config --client claude --http > .mcp.json",
         rich_help_panel=PANEL,
     )(mcp_config)
