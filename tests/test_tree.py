@@ -101,7 +101,7 @@ def test_every_profile_key_is_explained_in_a_shipped_profile() -> None:
 def test_what_local_says_are_defaults_are_the_defaults() -> None:
     """The commented-out keys of local.yaml claim a default or an example; the ones set there equal the model's."""
     shipped, bare = read_profile(TOP / "profiles/local.yaml"), Profile(name="local", backend="local", gates="none")
-    same = {"screen", "locale", "timezone", "keyboard", "limits", "network", "ttl", "reserve", "shared"}
+    same = {"screen", "locale", "timezone", "keyboard", "limits", "network", "frames", "ttl", "reserve", "shared"}
     assert shipped.model_dump(include=same) == bare.model_dump(include=same)
 
 

@@ -107,9 +107,9 @@ def test_a_pool_desktop_is_rolled_back_and_the_next_agent_sees_nothing_of_it(hou
     assert 0 < len(typed) < 44 * 200
     assert ("the quick brown fox jumps over the lazy dog\n" * 200).startswith(typed)
     kept = house.cli("audit", "show", "--lease", lease, "--what", "lease.evidence")["entries"][0]
-    picture = house.fleet_home / "frames" / f"{kept['frames'][0]}.png"
+    picture = tmp_path / "last-frame.png"
+    house.cli("frames", "get", kept["frames"][0], "-o", str(picture))
     assert picture.read_bytes().startswith(b"\x89PNG")
-    (tmp_path / "last-frame.png").write_bytes(picture.read_bytes())
     evidence = house.cli("snapshot", "list")["snapshots"]
     assert kept["facts"]["snapshot"] in [one["id"] for one in evidence]
     house.cli("snapshot", "delete", kept["facts"]["snapshot"])

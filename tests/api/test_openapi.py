@@ -21,7 +21,8 @@ POST /v1/leases/{lease}/launch; GET /v1/leases/{lease}/clipboard; PUT /v1/leases
 GET /v1/desktops; GET /v1/desktops/{desktop}; DELETE /v1/desktops/{desktop}; POST /v1/desktops/{desktop}/exec;
 POST /v1/desktops/{desktop}/freeze; POST /v1/desktops/{desktop}/thaw; GET /v1/desktops/{desktop}/logs;
 POST /v1/desktops/{desktop}/snapshots; GET /v1/snapshots; POST /v1/snapshots/{snapshot}/restore;
-DELETE /v1/snapshots/{snapshot}; GET /v1/frames; GET /v1/frames/{sha256}; POST /v1/frames/prune; GET /v1/agents; POST /v1/agents; POST /v1/agents/{name}/rotate;
+DELETE /v1/snapshots/{snapshot}; GET /v1/frames; GET /v1/frames/{sha256}; POST /v1/frames/prune;
+GET /v1/agents; POST /v1/agents; POST /v1/agents/{name}/rotate;
 POST /v1/agents/{name}/unbar; DELETE /v1/agents/{name}; GET /v1/operators; POST /v1/operators;
 POST /v1/operators/{name}/rotate; DELETE /v1/operators/{name}; GET /v1/profiles; GET /v1/profiles/{name};
 GET /v1/audit; GET /v1/audit/verify; GET /v1/events
@@ -112,12 +113,14 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
 def test_what_answers_fits_what_is_documented(tmp_path: Path, document: dict[str, Any]) -> None:
     """Each status that comes back over HTTP for some ordinary questions is one the document names."""
 
+    ids = {"lease": "ls_x", "desktop": "dk_x", "snapshot": "sn_x", "name": "nobody", "path": "f", "sha256": "0" * 64}
+
     async def body() -> None:
         async with open_door(tmp_path) as door, door.socket_client() as http:
             for method, path, operation in _operations(document):
                 if path in ("/v1/events", "/v1/shutdown"):
                     continue
-                filled = path.format(lease="ls_x", desktop="dk_x", snapshot="sn_x", name="nobody", path="f", sha256="0" * 64)
+                filled = path.format(**ids)
                 answer = await http.request(method, filled, json={} if "requestBody" in operation else None)
                 assert str(answer.status_code) in operation["responses"], (method, path, answer.text)
 

@@ -1,4 +1,4 @@
-"""Coordinates: a click on any pixel of a picture hits the middle of what that pixel shows, and nothing is off by one."""
+"""Coordinates: a click on any pixel of a picture hits the middle of what it shows, and nothing is off by one."""
 
 from fractions import Fraction
 from math import ceil, floor
