@@ -148,7 +148,7 @@ class Command:
 
     def _hear(self, said: str) -> None:
         word, _, number = said.partition(" ")
-        if word == "exit" and number.isdigit():
+        if word == "exit" and number.isdecimal():
             self._code = int(number) & 255
             self._sock.close()
         elif word != "pid":
