@@ -39,8 +39,10 @@ note() {
 install() {
   if [ -n "$quick" ]; then examples/install.sh --venv-only --extra dev
   else
+    local node=()  # for the Codex that the tests get from npm; a Node.js from elsewhere brings its own
+    command -v npm >/dev/null || node=(nodejs npm)
     examples/install.sh --extra dev busybox-static chromium fonts-dejavu-core iproute2 mousepad postgresql procps \
-      qemu-system-x86 x11-xserver-utils x11vnc xclip xterm xvfb
+      qemu-system-x86 x11-xserver-utils x11vnc xclip xterm xvfb "${node[@]}"
   fi
 }
 

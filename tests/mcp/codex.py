@@ -1,0 +1,149 @@
+"""The real Codex CLI against a scripted model on loopback: what a model would answer, a script answers here.
+
+Codex comes from the npm registry, once, into the Python environment that the tests run in.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from tests.acceptance.home import Home
+
+VERSION = "0.169.0"
+DESKTOP, AGENTS = "mcp__desktop", "multi_agent_v1"
+Call = tuple[str, str, dict[str, Any]]  # namespace, tool, arguments
+Script = list[Callable[[list[str]], Call]]  # each is given the answers so far
+
+
+def installed() -> str:
+    folder = Path(sys.prefix) / "codex"
+    program = folder / "node_modules" / ".bin" / "codex"
+    if not program.exists():
+        words = ["npm", "install", "--no-audit", "--no-fund", "--silent", "--prefix", str(folder)]
+        subprocess.run([*words, f"@openai/codex@{VERSION}"], check=True, timeout=300, stdin=subprocess.DEVNULL)
+    return str(program)
+
+
+def desktop(tool: str, **given: Any) -> Callable[[list[str]], Call]:
+    return lambda _: (DESKTOP, tool, given)
+
+
+@dataclass
+class Thread:
+    """One thread of one Codex, as its model sees it."""
+
+    tools: list[str] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)  # texts of the tools' answers, with `[image]` for each picture
+
+
+class Model:
+    """Scripts by name, each at a base URL of its own; a sub-agent's thread has the script NAME-sub."""
+
+    def __init__(self) -> None:
+        self.scripts: dict[str, Script] = {}
+        self.threads: dict[str, Thread] = {}
+        self.errors: list[str] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._running = threading.Thread(target=self._server.serve_forever, name="scripted model", daemon=True)
+
+    def __enter__(self) -> "Model":
+        self._running.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._running.join(10)
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        model = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+                pass
+
+            def do_POST(self) -> None:
+                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                sub = "-sub" if self.headers.get("x-codex-parent-thread-id") else ""
+                said = model.answer(self.path.split("/")[1] + sub, asked).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream")
+                self.send_header("Content-Length", str(len(said)))
+                self.end_headers()
+                self.wfile.write(said)
+
+        return Handler
+
+    def answer(self, name: str, asked: dict[str, Any]) -> str:
+        thread = self.threads.setdefault(name, Thread())
+        thread.tools = [x["name"] for t in asked["tools"] if t.get("name") == DESKTOP for x in t["tools"]]
+        thread.answers = [_text(x["output"]) for x in asked["input"] if x.get("type") == "function_call_output"]
+        number, script = len(thread.answers), self.scripts[name]
+        item: dict[str, Any] = {"type": "message", "role": "assistant", "id": "m", "content": _SAID}
+        if number < len(script):
+            try:
+                namespace, tool, given = script[number](thread.answers)
+            except Exception as e:  # noqa: BLE001 - told by the test, which waits for all of them
+                self.errors.append(f"{name}: {e!r}")
+            else:
+                called = {"namespace": namespace, "name": tool, "arguments": json.dumps(given)}
+                item = {"type": "function_call", "id": f"f{number}", "call_id": f"c{number}", **called}
+        done = {"id": "r", "usage": {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2, **_DETAILS}}
+        events = [
+            {"type": "response.created", "response": {"id": "r"}},
+            {"type": "response.output_item.done", "item": item},
+            {"type": "response.completed", "response": done},
+        ]
+        return "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events)
+
+
+_SAID = [{"type": "output_text", "text": "all done"}]
+_DETAILS = {"input_tokens_details": None, "output_tokens_details": None}
+
+
+def _text(output: Any) -> str:
+    if isinstance(output, str):
+        return output
+    return "\n".join("[image]" if part["type"] == "input_image" else part["text"] for part in output)
+
+
+@dataclass
+class Codex:
+    """Starts `codex exec` in a home of its own, with the desktop that `cu-fleet mcp-config` tells it of."""
+
+    home: Home
+    model: Model
+
+    def start(self, name: str, *, agent: str, profile: str = "small") -> "subprocess.Popen[bytes]":
+        place = self.home.path / f"codex-{name}"
+        (place / ".codex").mkdir(parents=True)
+        told = self.home.cli("mcp-config", "--client", "codex", "--agent", agent, "--profile", profile)
+        provider = f'[model_providers.scripted]\nname = "scripted"\nbase_url = "{self.model.url}/{name}/v1"\n'
+        settings = f'model = "scripted"\nmodel_provider = "scripted"\n{provider}wire_api = "responses"\n'
+        (place / ".codex" / "config.toml").write_text(f'{settings}{told["configuration"]}\nenv_vars = ["PYTHONPATH"]\n')
+        words = [installed(), "exec", "--json", "--skip-git-repo-check", "-C", str(place), f"work on {name}"]
+        env = {"HOME": str(place), "PATH": os.environ["PATH"]}
+        with (place / "log").open("wb") as log:
+            return subprocess.Popen(words, env=env, cwd=place, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def log(self, name: str) -> str:
+        return (self.home.path / f"codex-{name}" / "log").read_text()[-3000:]
+
+
+@contextmanager
+def codexes(home: Home) -> Iterator[Codex]:
+    assert shutil.which("npm"), "npm is missing: tests/run.sh installs it"
+    with Model() as model:
+        yield Codex(home, model)
