@@ -84,7 +84,7 @@ class Acting:
         if request_id and (answer := actor.answers.get((lease_id, request_id))):
             return answer
         geometry = self.looking.geometry(lease, desktop, frame)
-        what = "the screen" if geometry.same else f"frame {frame}" if frame else "the view"
+        what = f"frame {frame}" if frame else "the screen" if geometry.same else "the view"
         for action in actions:
             check_on_screen(action, geometry.width, geometry.height, what)
         async with actor.turn:

@@ -91,3 +91,90 @@ def test_approvals_are_refused_by_name_as_long_as_there_are_none(tmp_path: Path)
             problem(await http.post(f"/v1/leases/{lease.lease}/actions", json=words), 501, "no_approvals")
 
     run(body())
+
+
+def test_headers_and_json_say_the_same_of_a_picture(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with open_door(tmp_path) as door:
+            lease = await door.fleet.granted("a", view=100)
+            async with door.tcp_client(door.fleet.lease_token(lease.lease)) as http:
+                where = f"/v1/leases/{lease.lease}"
+                looked = (await http.get(f"{where}/screenshot", params={"settle_ms": 1})).headers
+                acted = (
+                    await http.post(f"{where}/actions", json={"actions": [], "screenshot": {"settle_ms": 1}})
+                ).json()
+                shot = acted["screenshot"]
+                facts = {"width": 100, "height": 60, "screen_width": 200, "screen_height": 120, "scale": 0.5}
+                facts |= {"within": 0.0, "format": "png", "generation": lease.generation}
+                assert {name: shot[name] for name in facts} == facts
+                assert {name: looked[f"cu-fleet-{name.replace('_', '-')}"] for name in facts} == {
+                    name: str(value) for name, value in facts.items()
+                }
+                assert (looked["cu-fleet-settled"], shot["settled"]) == ("true", True)
+                assert looked["cu-fleet-sha256"] == shot["sha256"]
+                assert set(shot) - {"data", "unchanged"} == {
+                    name.removeprefix("cu-fleet-").replace("-", "_") for name in looked if name.startswith("cu-fleet-")
+                }
+                assert "cu-fleet-settled" not in (await http.get(f"{where}/screenshot")).headers
+
+    run(body())
+
+
+def test_what_has_not_changed_is_answered_without_pixels(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with open_door(tmp_path) as door:
+            lease = await door.fleet.granted("a")
+            async with door.tcp_client(door.fleet.lease_token(lease.lease)) as http:
+                where = f"/v1/leases/{lease.lease}"
+                frame = (await http.get(f"{where}/screenshot")).headers["cu-fleet-frame"]
+                same = await http.get(f"{where}/screenshot", params={"if_changed_since": frame})
+                assert (same.status_code, same.content, same.headers["cu-fleet-frame"]) == (304, b"", frame)
+                wanted = {"if_changed_since": frame, "settle_ms": 0}
+                shot = (await http.post(f"{where}/actions", json={"actions": [], "screenshot": wanted})).json()[
+                    "screenshot"
+                ]
+                assert (shot["unchanged"], shot["frame"], "data" in shot) == (True, frame, False)
+                await http.post(f"{where}/actions", json={"actions": [{"type": "key", "keys": "a"}]})
+                changed = await http.get(f"{where}/screenshot", params={"if_changed_since": frame})
+                assert (changed.status_code, changed.headers["cu-fleet-frame"] != frame) == (200, True)
+
+    run(body())
+
+
+def test_coordinates_are_pixels_of_the_frame_named(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with open_door(tmp_path) as door:
+            lease = await door.fleet.granted("a", view=100)
+            screen = door.fleet.backend.desktop(lease.desktop or "")
+            async with door.tcp_client(door.fleet.lease_token(lease.lease)) as http:
+                where = f"/v1/leases/{lease.lease}"
+                zoom = await http.get(f"{where}/screenshot", params={"region": "50,30,20,10", "max_edge": 40})
+                assert Image.open(BytesIO(zoom.content)).size == (40, 20)
+                click = {"type": "click", "x": 39, "y": 19}
+                words = {"actions": [click], "frame": zoom.headers["cu-fleet-frame"]}
+                assert (await http.post(f"{where}/actions", json=words)).status_code == 200
+                assert ("pointer", 139, 79, 1) in screen.events
+                click["x"] = 40
+                problem(await http.post(f"{where}/actions", json=words), 422, "off_screen")
+                problem(await http.post(f"{where}/actions", json={**words, "frame": "fr_no"}), 404, "no_frame")
+
+    run(body())
+
+
+def test_a_blank_screen_is_a_problem_with_its_colour(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with open_door(tmp_path) as door, door.socket_client() as http:
+            lease = await door.fleet.granted("a")
+            door.fleet.backend.desktop(lease.desktop or "").screen.fill(0, 0, 200, 120, (0, 0, 0))
+            where = f"/v1/leases/{lease.lease}"
+            said = problem(await http.get(f"{where}/screenshot"), 503, "blank_screen")
+            assert said["colour"] == "#000000"
+            assert (await http.get(f"{where}/screenshot", params={"allow_blank": "true"})).status_code == 200
+            words = {"actions": [{"type": "move", "x": 0, "y": 0}], "screenshot": {"settle_ms": 0}}
+            door.fleet.backend.desktop(lease.desktop or "").screen.fill(0, 0, 200, 120, (0, 0, 0))
+            words["actions"] = [{"type": "key_up", "key": "a"}]
+            answer = (await http.post(f"{where}/actions", json=words)).json()
+            assert (answer["done"], answer["screenshot"]) == ([{"ok": True}], None)
+            assert answer["not_shown"]["code"] == "blank_screen"
+
+    run(body())

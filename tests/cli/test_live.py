@@ -30,6 +30,7 @@ class Controller:
         home.chmod(0o700)
         (home / "profiles" / "mem.yaml").write_text(PROFILE)
         (home / "profiles" / "local.yaml").write_text(PROFILE)
+        (home / "profiles" / "kept.yaml").write_text(PROFILE + "frames: all\n")
 
     def start(self) -> "subprocess.Popen[bytes]":
         with (self.home / "test.log").open("ab") as log:
@@ -221,6 +222,33 @@ def test_people() -> None:
     assert "dash" in done("operator", "list").out
     done("operator", "rotate", "dash")
     done("operator", "remove", "dash")
+
+
+def test_kept_frames_are_named_by_the_record_and_can_be_had(live: Controller, tmp_path: Path) -> None:
+    lease = done("lease", "acquire", "-a", "kept", "-p", "kept", "--view", "160", "--json").json["lease"]
+    assert "160x100 (of 320x200)" in done("lease", "show", lease).out
+    first = done("screenshot", lease, "-o", str(tmp_path / "a.png"), "--json").json
+    assert (first["width"], first["scale"], first["unchanged"]) == (160, 0.5, False)
+    same = done("screenshot", lease, "-o", str(tmp_path / "b.png"), "--if-changed-since", first["frame"], "--json").json
+    assert (same["unchanged"], same["file"]) == (True, None)
+    done("act", lease, '{"type": "key", "keys": "a"}', "--settle-ms", "0", "--screenshot", str(tmp_path / "c.png"))
+    listed = done("frames", "list", "--lease", lease, "--json").json["frames"]
+    assert {"before", "shown"} <= {frame["why"] for frame in listed}
+    assert first["sha256"][:16] in done("frames", "list").out
+    (shown,) = [
+        line for line in done("audit", "show", "--lease", lease, "-n", "3").out.splitlines() if "act.done" in line
+    ]
+    frame = shown.rpartition("frame: ")[2].split()[0]
+    told = done("frames", "get", frame, "-o", str(tmp_path / "d.png"), "--json").json
+    assert (told["sha256"][:16], told["width"], told["height"]) == (frame, 320, 200)
+    assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
+    assert cli("frames", "get", frame, "-o", "-").raw == (tmp_path / "d.png").read_bytes()
+    assert cli("frames", "get", "0" * 64, "-o", str(tmp_path / "e.png")).code == 5
+    assert cli("frames", "get", "short", "-o", str(tmp_path / "e.png")).code == 2
+    assert "0 frames are removed" in done("frames", "prune", "--older", "1h").out
+    assert done("frames", "prune", "--lease", lease, "--json").json["removed"] == len(listed)
+    assert "No frames are kept" in done("frames", "list", "--lease", lease).out
+    done("lease", "release", lease)
 
 
 def test_the_record(tmp_path: Path) -> None:

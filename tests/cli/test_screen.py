@@ -40,9 +40,23 @@ def test_the_format_is_the_suffix_unless_given(
 def test_all_that_can_be_asked_of_a_screenshot(fake: Fake, tmp_path: Path) -> None:
     fake.on("GET", SHOT, b"picture")
     options = "--region 1,2,30,40 --max-edge 800 --format jpeg --quality 50 --max-bytes 20000 --pointer --intent why"
+    options += " --frame fr_1 --if-changed-since fr_2 --settle-ms 50 --settle-timeout-ms 900 --allow-blank"
     assert cli("screenshot", LEASE, "-o", str(tmp_path / "x"), *options.split()).code == 0
     wanted = {"region": "1,2,30,40", "max_edge": "800", "format": "jpeg", "quality": "50", "max_bytes": "20000"}
-    assert fake.asked[0].query == {**wanted, "pointer": "true", "intent": "why"}
+    wanted |= {"frame": "fr_1", "if_changed_since": "fr_2", "settle_ms": "50", "settle_timeout_ms": "900"}
+    assert fake.asked[0].query == {**wanted, "pointer": "true", "allow_blank": "true", "intent": "why"}
+
+
+def test_an_unchanged_screenshot_writes_nothing(fake: Fake, tmp_path: Path) -> None:
+    fake.on("GET", SHOT, (304, b""))
+    file = tmp_path / "a.png"
+    ended = cli("screenshot", LEASE, "-o", str(file), "--if-changed-since", "fr_0123456789", "--json")
+    assert ended.code == 0
+    assert (ended.json["unchanged"], ended.json["file"], ended.json["frame"]) == (True, None, "fr_0123456789")
+    told = cli("screenshot", LEASE, "-o", "-", "--if-changed-since", "fr_0123456789")
+    assert (told.code, told.out) == (0, "")
+    assert "unchanged since frame fr_0123456789" in told.err
+    assert not file.exists()
 
 
 def test_a_screenshot_on_standard_output(fake: Fake) -> None:
@@ -85,6 +99,29 @@ def test_the_settled_screen_is_written(fake: Fake, tmp_path: Path) -> None:
     assert file.read_bytes() == b"picture"
     assert fake.asked[0].json["screenshot"] == {"format": "jpeg"}
     assert ended.json["screenshot"] == {"frame": "fr_1", "format": "jpeg", "file": str(file)}
+
+
+def test_how_the_settled_screen_is_wanted(fake: Fake, tmp_path: Path) -> None:
+    picture = {"frame": "fr_1", "format": "png", "unchanged": True}
+    fake.on("POST", ACTIONS, {**DONE, "screenshot": picture})
+    options = ["--settle-ms", "0", "--if-changed-since", "fr_1", "--frame", "fr_0"]
+    ended = cli("act", LEASE, json.dumps(CLICK), "--screenshot", str(tmp_path / "a.png"), *options)
+    assert fake.asked[0].json["screenshot"] == {"format": "png", "settle_ms": 0, "if_changed_since": "fr_1"}
+    assert fake.asked[0].json["frame"] == "fr_0"
+    assert ended.code == 0
+    assert "unchanged since frame fr_1" in ended.err
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_what_was_done_but_cannot_be_shown_is_no_success(fake: Fake, tmp_path: Path) -> None:
+    why = {"ok": False, "code": "blank_screen", "detail": "every pixel is #000000"}
+    fake.on("POST", ACTIONS, {**DONE, "not_shown": why})
+    ended = cli("act", LEASE, json.dumps(CLICK), "--screenshot", str(tmp_path / "a.png"))
+    assert ended.code == 1
+    assert ended.out == "click: done\n"
+    assert "every pixel is #000000 (blank_screen)" in ended.err
+    told = cli("act", LEASE, json.dumps(CLICK), "--screenshot", str(tmp_path / "a.png"), "--json").json
+    assert (told["done"], told["not_shown"]) == (DONE["done"], why)
 
 
 @pytest.mark.parametrize(("code", "exit_code"), [("lease_paused", 6), ("lease_revoked", 6), ("no_such_key", 1)])

@@ -386,6 +386,59 @@ def test_a_screenshot_is_an_image_that_knows_its_frame(tmp_path: Path) -> None:
     run(body())
 
 
+def test_a_picture_says_all_of_itself_and_unchanged_is_none(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with connected(tmp_path) as (_, fleet), fleet.lease(agent="a", profile="local", view=100) as desktop:
+            assert (desktop.lease.width, desktop.lease.screen_width, desktop.lease.scale) == (100, 200, 0.5)
+            image = await desktop.screenshot(settle_ms=1)
+            assert image.size == image.frame.size == (100, 60)
+            assert (image.frame.scale, image.frame.within, image.frame.settled) == (0.5, 0.0, True)
+            assert (await desktop.screenshot()).frame.settled is None
+            assert await desktop.screenshot(if_changed_since=image.frame.id) is None
+            same = await desktop.act([], screenshot={"if_changed_since": image.frame.id})
+            assert (same.image, same.unchanged, same.not_shown) == (None, True, None)
+            zoom = await desktop.screenshot(region=(0, 0, 10, 10), max_edge=20)
+            assert zoom.size == (20, 20)
+            await desktop.click(19, 19, frame=zoom.frame.id)
+            with pytest.raises(InvalidError, match="off frame"):
+                await desktop.move(20, 19, frame=zoom.frame.id)
+            changed = await desktop.screenshot(if_changed_since=image.frame.id)
+            assert changed is not None
+            await desktop.wait_stable(quiet_ms=1, region=(0, 0, 5, 5), ignore=[(0, 0, 2, 2)], ignore_below=3)
+
+    run(body())
+
+
+def test_what_was_done_is_told_though_it_cannot_be_shown(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with connected(tmp_path) as (server, fleet), fleet.lease(agent="a", profile="local") as desktop:
+            server.fleet.backend.desktop(desktop.lease.desktop or "").screen.fill(0, 0, 200, 120, (0, 0, 0))
+            result = await desktop.act([{"type": "key_up", "key": "a"}], screenshot={"settle_ms": 0})
+            assert [done.ok for done in result.done] == [True]
+            assert result.image is None
+            assert result.not_shown
+            assert result.not_shown.code == "blank_screen"
+            with pytest.raises(UnavailableError, match="is blank"):
+                await desktop.screenshot()
+            assert (await desktop.screenshot(allow_blank=True)).getpixel((0, 0)) == (0, 0, 0)
+
+    run(body())
+
+
+def test_kept_frames(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with connected(tmp_path, profile("local", frames="all")) as (_, fleet):
+            async with fleet.lease(agent="a", profile="local") as desktop:
+                image = await desktop.screenshot()
+                (kept,) = await fleet.frames(desktop.id)
+                assert (kept.sha256, kept.agent) == (image.frame.sha256, "a")
+                assert await fleet.frame(kept.sha256[:10]) == image.frame.data
+            assert (await fleet.prune_frames(lease=desktop.id))["removed"] == 1
+            assert await fleet.frames() == []
+
+    run(body())
+
+
 def test_files_go_both_ways(tmp_path: Path) -> None:
     async def body() -> None:
         async with connected(tmp_path) as (_, fleet), fleet.lease(agent="a", profile="local") as desktop:

@@ -83,6 +83,7 @@ def test_a_lease_from_end_to_end(tmp_path: Path) -> None:
             desktop.click(3, 4)
             desktop.type("hi")
             image = desktop.screenshot(max_edge=100)
+            assert desktop.screenshot(max_edge=100, if_changed_since=image.frame.id) is None
             assert (image.size, image.frame.generation) == ((100, 60), desktop.lease.generation)
             assert desktop.put_file("x", b"hello") == 5
             assert desktop.get_file("x") == b"hello"
