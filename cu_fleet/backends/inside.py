@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
+from cu_fleet.guest import backdrop
 from cu_fleet.guest import init as guest
 from cu_fleet.model.errors import UnavailableError
 from cu_fleet.model.profile import Profile
@@ -52,6 +53,18 @@ OPENBOX = """<?xml version="1.0" encoding="UTF-8"?>
   <menu><showIcons>no</showIcons></menu>
 </openbox_config>
 """
+
+_IMPORT = "from cu_fleet.guest.backdrop import Screen\n"
+
+
+def _one_file(text: str, imported: str) -> str:
+    """init as it gets inside, where nothing else of cu_fleet is."""
+    before, line, after = text.partition(_IMPORT)
+    assert line, "init imports otherwise than it did"
+    return before + imported + after
+
+
+INIT = _one_file(Path(guest.__file__).read_text("utf-8"), Path(backdrop.__file__).read_text("utf-8"))
 
 
 def hostname(label: str) -> str:

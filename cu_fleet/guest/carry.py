@@ -10,7 +10,7 @@ from importlib.resources import files
 
 _PACKAGE = "cu_fleet.guest"
 _FIRST = f"{_PACKAGE}.helper"
-_NOT_OURS = ("__init__.py", "carry.py", "init.py")
+_NOT_OURS = ("__init__.py", "carry.py", "init.py", "backdrop.py")
 _FINDER = """\
 import sys
 from importlib.machinery import ModuleSpec

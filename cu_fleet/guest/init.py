@@ -1,10 +1,10 @@
 """The first program of a desktop: brings the screen up, and is the door through which commands come in.
 
-A shell has started Xvnc and then became this very process, so Xvnc boots while Python does, and is our child. We
-wait for the X server, paint the root window, say `screen` on a pipe, and from then on serve: each connection to
-`exec.sock` is one command. When the window manager manages we say `ready`. The D-Bus session begins with the first
-connection to its socket. The desktop ends when Xvnc or we end: then bubblewrap leaves, and takes the whole process
-namespace along.
+A shell has started Xvnc and then became this very process, so Xvnc boots while Python does, and is our child. The
+window manager is started as soon as the X server takes connections, which is before it answers any. When it does, we
+paint the root window, say `screen` on a pipe, and from then on serve: each connection to `exec.sock` is one command.
+When the window manager manages we say `ready`. The D-Bus session begins with the first connection to its socket.
+The desktop ends when Xvnc or we end: then bubblewrap leaves, and takes the whole process namespace along.
 
 A request is a length (4 bytes) and fields ended by NUL, with three descriptors (stdin, stdout, stderr) beside its
 first byte; the answers are lines: `pid N`, then `exit N`. Closing the connection, or a `k`, kills the command with
@@ -13,8 +13,8 @@ all it has started, except what left its process tree and session on purpose.
 Every desktop pays for what is imported here: `socket`, `signal` and `json` would take 2 MB more than these modules.
 """
 
-# pathlib and contextlib are among what would cost, and /tmp is the desktop's own:
-# ruff: noqa: PTH108, PTH123, PTH208, SIM105, S108
+# pathlib and contextlib are among what would cost:
+# ruff: noqa: PTH108, PTH123, PTH208, SIM105
 
 import _socket
 import os
@@ -22,6 +22,8 @@ import select
 import struct
 import sys
 import time
+
+from cu_fleet.guest.backdrop import Screen
 
 RUN = "/run/cu-fleet"
 SETUP = "/run/cu-fleet-init"  # our own files, read-only
@@ -31,8 +33,6 @@ MOST_COMMANDS = 256
 MOST_LOG = 1 << 20
 _SIGKILL = 9
 _RESET = range(1, 32)  # shells ignore SIGINT for what runs in the background; programs must not inherit that
-_ABOVE, _BELOW = (0x3B, 0x55, 0x70), (0x1C, 0x2A, 0x39)  # the root window fades from this blue to that one
-_TILE = 32  # how wide a strip of it the X server keeps
 # The window manager reads no keys as text, and so needs none of the table of how they compose, which takes 10 ms.
 _NO_COMPOSING = {"XCOMPOSEFILE": "/dev/null"}
 _BUS = "export LISTEN_FDS=1 LISTEN_PID=$$; exec dbus-daemon --session --nofork --nopidfile --address=systemd:"
@@ -105,77 +105,6 @@ def kill_all(leader: int) -> None:
             return
 
 
-class Screen:
-    """The few words of X that we need; libraries would cost more than all the rest."""
-
-    def __init__(self) -> None:
-        self.x = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        self.x.connect("/tmp/.X11-unix/X0")
-        self.x.sendall(struct.pack("<BxHHHH2x", ord("l"), 11, 0, 0, 0))
-        head = self._read(8)
-        body = self._read(4 * struct.unpack("<H", head[6:])[0])
-        if head[0] != 1:
-            raise OSError("the X server refuses us: " + body.decode("latin-1"))
-        vendor, formats = struct.unpack_from("<H", body, 16)[0], body[21]
-        at = 32 + (vendor + 3) // 4 * 4 + 8 * formats
-        (self.own,) = struct.unpack_from("<I", body, 4)  # ids from here on are ours to give
-        (self.root,) = struct.unpack_from("<I", body, at)
-        self.width, self.height = struct.unpack_from("<HH", body, at + 20)
-
-    def _read(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            more = self.x.recv(size - len(data))
-            if not more:
-                raise OSError("the X server hung up")
-            data += more
-        return data
-
-    def atom(self, name: bytes) -> int:
-        padded = name + bytes(-len(name) % 4)
-        self.x.sendall(struct.pack("<BxHH2x", 16, 2 + len(padded) // 4, len(name)) + padded)
-        return int(struct.unpack_from("<I", self._read(32), 8)[0])
-
-    def dress(self, dpi: str) -> None:
-        """Paint the root window, tell toolkits the DPI, and from now on tell us of the root's properties.
-
-        Returns when it is done: what the server sends last is an answer that means nothing else.
-        """
-        resources = f"Xft.dpi:\t{dpi}\n".encode()
-        padded = resources + bytes(-len(resources) % 4)
-        self.x.sendall(
-            self._fading()
-            + struct.pack("<BxHIIII", 2, 5, self.root, 0x801, self.own, 0x400000)
-            + struct.pack("<BxHIhhHH", 61, 4, self.root, 0, 0, 0, 0)
-            + struct.pack("<BBHIIIB3xI", 18, 0, 6 + len(padded) // 4, self.root, 23, 31, 8, len(resources))
-            + padded
-            + struct.pack("<BxH", 43, 1)
-        )
-        while (head := self._read(32)[0]) != 1:
-            if head == 0:
-                raise OSError("the X server does not paint")
-
-    def _fading(self) -> bytes:
-        """Requests that make a strip with one colour fading into another: flat enough to compress well."""
-        pixmap, gc = self.own, self.own + 1
-        requests = [
-            struct.pack("<BBHIIHH", 53, 24, 4, pixmap, self.root, _TILE, self.height),
-            struct.pack("<BxHIII", 55, 4, gc, pixmap, 0),
-        ]
-        colour = -1
-        for y in range(self.height):
-            red, green, blue = (a + (b - a) * y // self.height for a, b in zip(_ABOVE, _BELOW, strict=True))
-            if colour != (colour := red << 16 | green << 8 | blue):
-                requests.append(struct.pack("<BxHIII", 56, 4, gc, 0x4, colour))
-                requests.append(struct.pack("<BxHIIhhHH", 70, 5, pixmap, gc, 0, y, _TILE, self.height - y))
-        return b"".join(requests)
-
-    def hears_of(self, atom: int) -> bool:
-        """Whether the next event says that this property of the root was set."""
-        event = self._read(32)
-        return event[0] & 0x7F == 28 and bool(struct.unpack_from("<I", event, 8)[0] == atom)
-
-
 def _accepted(door: _socket.socket) -> int | None:
     try:
         fd, _ = door._accept()  # type: ignore[attr-defined]  # noqa: SLF001  # `accept` is Python's own
@@ -242,26 +171,29 @@ class Init:
     def bring_up(self) -> None:
         self.watch(self.xvnc)
         self.screen = screen = self.wait_for_screen()
+        self.manage()
+        screen.greet()
         self.size = f"{screen.width}x{screen.height}"
         self.sign = screen.atom(b"_NET_SUPPORTING_WM_CHECK")
         screen.dress(self.dpi)
         self.poll.register(screen.x.fileno(), select.POLLIN)
-        self.manage()
         os.write(STATUS_FD, f"screen {self.size}\n".encode())
         if self.keyboard:
             os.waitpid(spawn(["setxkbmap", *self.keyboard], self.env), 0)
+        if screen.has(self.sign):
+            self.settle(screen)
 
     def settle(self, screen: Screen) -> None:
-        """The desktop is ready when its window manager says that it manages."""
-        if screen.hears_of(self.sign):
-            self.poll.unregister(screen.x.fileno())
-            screen.x.close()
-            self.screen = None
-            self.start_programs()
-            os.write(STATUS_FD, f"ready {self.size}\n".encode())
-            os.close(STATUS_FD)
+        """The desktop is ready: its window manager has said that it manages."""
+        self.poll.unregister(screen.x.fileno())
+        screen.x.close()
+        self.screen = None
+        self.start_programs()
+        os.write(STATUS_FD, f"ready {self.size}\n".encode())
+        os.close(STATUS_FD)
 
     def wait_for_screen(self) -> Screen:
+        """The X server takes connections long before it answers, and the window manager can load meanwhile."""
         while True:
             try:
                 return Screen()
@@ -306,7 +238,8 @@ class Init:
                 elif fd == self.bus.fileno():
                     self.start_bus()
                 elif self.screen and fd == self.screen.x.fileno():
-                    self.settle(self.screen)
+                    if self.screen.hears_of(self.sign):
+                        self.settle(self.screen)
                 elif fd in self.programs:
                     self.ended(fd)
                 elif fd in self.commands:

@@ -148,10 +148,11 @@ def test_a_screen_that_does_not_come_up_is_told_with_the_log(who: str, monkeypat
 
 
 def test_a_window_manager_that_does_not_come_up_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cu_fleet.backends.local import backend, walls
+    from cu_fleet.backends import inside
+    from cu_fleet.backends.local import backend
 
-    idle = walls._INIT.replace(b'"openbox", "--sm-disable"', b'"sh", "-c", "echo waits >&2; exec sleep 60"')  # noqa: SLF001
-    monkeypatch.setattr(walls, "_INIT", idle)
+    idle = inside.INIT.replace('"openbox", "--sm-disable"', '"sh", "-c", "echo waits >&2; exec sleep 60"')
+    monkeypatch.setattr(inside, "INIT", idle)
     monkeypatch.setattr(backend, "_SECONDS_TO_START", 2.0)
 
     async def body(fleet: Fleet) -> None:
@@ -220,21 +221,28 @@ _CONTROLLER = """
 import asyncio, os, sys
 from pathlib import Path
 from cu_fleet.backends.base import Place, Spec
-from cu_fleet.backends.local import LocalBackend, launch
+from cu_fleet.backends.local import LocalBackend, house, launch
 from cu_fleet.model.profile import Profile
 
-where, home, fleet = sys.argv[1:]
+where, again, home, fleet = sys.argv[1:]
 
 async def main():
     backend = LocalBackend(Place(Path(home), fleet))
     profile = Profile(name="p", backend="local")
     die = lambda: os.kill(os.getpid(), 9)
-    if where in ("begin", "go"):
-        step = getattr(launch.Launch, where)
+    if again == "again":
+        async for _ in backend.start(Spec("dk_a", profile, "before", "label")):
+            pass
+    for one, name in ((launch.Launch, "begin"), (house.House, "end"), (house.walls, "prepare")):
+        if where == name:
+            step = getattr(one, name)
+            setattr(one, name, lambda *args: (step(*args), die()))
+    if where == "go":
+        go = launch.Launch.go
         async def dies(*args):
-            await step(*args)
+            await go(*args)
             die()
-        setattr(launch.Launch, where, dies)
+        launch.Launch.go = dies
     if where == "spawn":
         spawn = launch._posix_spawn
         launch._posix_spawn = lambda *args: (spawn(*args), die())
@@ -249,17 +257,23 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("where", ["handle1", "spawn", "begin", "go", "handle2", "ready"])
-def test_a_killed_controller_leaves_nothing_that_stop_cannot_end(where: str) -> None:
+@pytest.mark.parametrize(
+    ("where", "again"),
+    [
+        *((where, "first") for where in ("handle1", "spawn", "begin", "go", "handle2", "ready")),
+        *((where, "again") for where in ("begin", "end", "prepare")),
+    ],
+)
+def test_a_killed_controller_leaves_nothing_that_stop_cannot_end(where: str, again: str) -> None:
     async def body(fleet: Fleet) -> None:
-        argv = [sys.executable, "-c", _CONTROLLER, where, str(fleet.home), fleet.id]
+        argv = [sys.executable, "-c", _CONTROLLER, where, again, str(fleet.home), fleet.id]
         killed = subprocess.run(argv, check=False, timeout=30, env={"PYTHONPATH": str(Path.cwd())})
         assert killed.returncode == -signal.SIGKILL
         if where == "ready":
             handle = {"desktop": "dk_a"}
             assert await fleet.backend.endpoint(handle) is not None, "desktops outlive their controller"
             assert (await fleet.sh(handle, "echo still here"))[1] == "still here\n"
-        if where != "handle1":
+        if where != "handle1" or again == "again":
             assert [f.desktop for f in await fleet.backend.found()] == ["dk_a"]
         await fleet.backend.stop({"desktop": "dk_a"})
         assert left_of(fleet.id, fleet.home) == []
@@ -269,7 +283,7 @@ def test_a_killed_controller_leaves_nothing_that_stop_cannot_end(where: str) -> 
 
 def test_started_again_over_what_a_killed_controller_left() -> None:
     async def body(fleet: Fleet) -> None:
-        argv = [sys.executable, "-c", _CONTROLLER, "ready", str(fleet.home), fleet.id]
+        argv = [sys.executable, "-c", _CONTROLLER, "ready", "first", str(fleet.home), fleet.id]
         subprocess.run(argv, check=False, timeout=30, env={"PYTHONPATH": str(Path.cwd())})
         spec = fleet.spec("dk_a")
         handle = await last(fleet.backend.start(spec))

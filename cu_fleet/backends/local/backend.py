@@ -48,14 +48,16 @@ class LocalBackend:
     def desk(self, handle: Handle) -> Desk:
         return self.house.layout.desk(str(handle["desktop"]))
 
-    async def start(self, spec: Spec) -> AsyncIterator[Handle]:
+    def start(self, spec: Spec) -> AsyncIterator[Handle]:
+        return self.start_over(spec, {})
+
+    async def start_over(self, spec: Spec, before: Handle) -> AsyncIterator[Handle]:
+        """Ends what runs, of which `before` may tell, and puts the state as the spec says."""
         desk = self.house.layout.desk(spec.desktop)
         yield {"desktop": desk.id}
-        uid, groups = await in_thread(self.house.clear, desk, spec)
-        handle: Handle = {"desktop": desk.id, "uid": uid, "boot": spec.boot}
-        async with Launch(desk, uid, Pipes()) as launch:
-            await launch.begin(spec.profile, spec.label, groups)
-            etc = await in_thread(self.house.furnish, desk, spec, uid)
+        async with Launch(desk, Pipes()) as launch:
+            etc = await in_thread(self.house.prepare, desk, spec, launch, before)
+            handle: Handle = {"desktop": desk.id, "uid": launch.uid, "boot": spec.boot}
             try:
                 async with asyncio.timeout(_SECONDS_TO_START):
                     await launch.go(spec.profile, spec.label, etc)
@@ -64,26 +66,15 @@ class LocalBackend:
             first = processes.look(launch.pid)
             handle = handle | {"pid": launch.pid, "started": first.started if first else None} | launch.namespaces
             yield handle
+            await in_thread(self.house.state.tidy, desk.dir)
             try:
                 async with asyncio.timeout(_SECONDS_TO_START):
-                    await launch.screen()
+                    _check_size(desk, spec.profile, await launch.screen())
                 yield handle | {SCREEN_ANSWERS: True}
                 async with asyncio.timeout(_SECONDS_TO_START):
-                    await self._prove_screen(desk, spec)
                     await launch.ready()
             except TimeoutError:
                 raise await launch.failed(f"its screen was not up within {_SECONDS_TO_START:.0f} s") from None
-
-    async def _prove_screen(self, desk: Desk, spec: Spec) -> None:
-        with door.connect(desk, "rfb.sock", self.house.uid(desk)) as sock:
-            width, height = await door.screen_size(sock)
-        screen = spec.profile.screen
-        if (width, height) != (screen.width, screen.height):
-            raise BrokenError(
-                f"the screen of desktop {desk.id} is {width}x{height}, not {screen.width}x{screen.height} as its "
-                f'profile "{spec.profile.name}" says',
-                code="wrong_geometry",
-            )
 
     async def stop(self, handle: Handle) -> None:
         await in_thread(self.house.remove, self.desk(handle))
@@ -112,6 +103,15 @@ class LocalBackend:
         return await checks.all_checks(self.house.home, self.house.cgroups, profile)
 
 
+def _check_size(desk: Desk, profile: Profile, found: str) -> None:
+    wanted = f"{profile.screen.width}x{profile.screen.height}"
+    if found != wanted:
+        raise BrokenError(
+            f'the screen of desktop {desk.id} is {found}, not {wanted} as its profile "{profile.name}" says',
+            code="wrong_geometry",
+        )
+
+
 class _Ability:
     def __init__(self, backend: LocalBackend) -> None:
         self.backend = backend
@@ -123,8 +123,7 @@ class _Snapshots(_Ability):
         return Saved("disk", await in_thread(self.house.save, self.backend.desk(handle), snapshot))
 
     def restore(self, handle: Handle, spec: Spec) -> AsyncIterator[Handle]:
-        """Starting ends what runs, and puts the state as the spec says: exactly what this is."""
-        return self.backend.start(spec)
+        return self.backend.start_over(spec, handle)
 
     async def delete(self, snapshot: str) -> None:
         await in_thread(self.house.state.delete, snapshot)

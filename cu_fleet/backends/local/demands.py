@@ -24,6 +24,7 @@ PACKAGES = {  # what must be on this machine, and where Debian and Ubuntu have i
     "dbus-daemon": "dbus",
     "setpriv": "util-linux",
     "unshare": "util-linux",
+    "nsenter": "util-linux",
     "mount": "mount",
 }
 NETWORKED = {"slirp4netns": "slirp4netns"}

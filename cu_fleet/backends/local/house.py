@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import threading
 import time
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,10 +15,12 @@ from cu_fleet.backends.inside import template
 from cu_fleet.backends.local import cgroups, demands, processes, walls
 from cu_fleet.backends.local.cgroups import Cgroups, Groups
 from cu_fleet.backends.local.etc import Etc
+from cu_fleet.backends.local.launch import Launch, show
 from cu_fleet.backends.local.layout import Desk, Layout
 from cu_fleet.backends.local.state import State
 from cu_fleet.backends.tree import wipe
 from cu_fleet.guest import init as guest
+from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import UnavailableError
 
 T = TypeVar("T")
@@ -41,21 +45,44 @@ class House:
         self.cgroups = Cgroups(place.fleet)
         self.etc = Etc(self.layout.desktops / ".etc", guest.SETUP)
         self._profile_dirs = place.profile_dirs
+        self._showing = threading.Lock()
+        self._view: int | None = None  # a mount namespace that shows the desktops' folder to their own users
 
     def uid(self, desk: Desk) -> int:
         """Who owns what the desktop makes."""
         uid = self.layout.uid(desk.id)
         return os.geteuid() if uid is None else uid
 
-    def clear(self, desk: Desk, spec: Spec) -> tuple[int | None, Groups]:
-        """Refuse what cannot be had, end what is left of an earlier start, and settle whose this one is."""
+    def prepare(self, desk: Desk, spec: Spec, launch: Launch, handle: Handle) -> Path:
+        """All up to the word by which the launch goes on; returns where the desktop's /etc lies."""
+        uid, groups = self._clear(desk, spec, handle)
+        launch.begin(spec.profile, spec.label, groups, uid, None if uid is None else self._shown())
+        try:
+            return self._furnish(desk, spec, launch)
+        finally:
+            launch.reap()
+
+    def _shown(self) -> int:
+        with self._showing:
+            if self._view is None:
+                self._view = view = show(self.layout.desktops)
+                weakref.finalize(self, os.close, view)
+        return self._view
+
+    def _clear(self, desk: Desk, spec: Spec, handle: Handle) -> tuple[int | None, Groups]:
+        """Refuse what cannot be had, tell what is left of an earlier start to end, and settle whose this one is."""
         profile = spec.profile
         walls.refuse_home(self.home)
         demands.refuse(profile)
         uid = self.layout.take_uid(desk.id)
-        self.end(desk)
-        desk.dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        new = desk.make()
+        if not new:
+            known = processes.holder(int(str(handle.get("pid") or 0)), desk.marker, self.layout.uids())
+            processes.end([known] if known else self._to_end(desk), 0, partial(self._melt, desk))
         groups = self.cgroups.make(desk.id, profile.limits, desk.cgroups)
+        if groups.lacking and not new:
+            self.end(desk)  # what is to be limited may be in use
+            groups = self.cgroups.make(desk.id, profile.limits, desk.cgroups)
         if groups.lacking and demands.options(profile).require_limits:
             why = "; ".join(f"{kind}: {reason}" for kind, reason in groups.lacking.items())
             raise UnavailableError(
@@ -65,11 +92,14 @@ class House:
             )
         return uid, groups
 
-    def furnish(self, desk: Desk, spec: Spec, uid: int | None) -> Path:
-        """Put the state as it should be, and make all else that is seen inside; returns where its /etc lies."""
+    def _furnish(self, desk: Desk, spec: Spec, launch: Launch) -> Path:
+        """Put the state as it should be, and make all else that is seen inside; returns where its /etc lies.
+
+        Nothing of an earlier start is left then.
+        """
         fresh = template(spec.profile, self._profile_dirs)
-        self.state.put_back(desk.dir, spec.snapshot, fresh, uid)
-        self._own_folders(desk, uid)
+        self.state.replace(desk.dir, spec.snapshot, fresh, launch.uid, partial(self.end, desk, launch))
+        self._own_folders(desk, launch.uid)
         walls.clear_way(desk)
         walls.prepare(desk, spec.profile, spec.label, spec.boot)
         return self.etc.current()
@@ -94,17 +124,25 @@ class House:
     def _holders(self, desk: Desk) -> list[processes.Holder]:
         return processes.holders(desk.marker, self.layout.uids())
 
-    def _all(self, desk: Desk) -> list[processes.Holder]:
-        """Whom to end: where a desktop has a uid of its own, nothing that it did to its processes can hide them."""
-        uid = self.layout.uid(desk.id)
-        return self._holders(desk) or ([] if uid is None else processes.of_uid(uid))
+    def _to_end(self, desk: Desk, waiting: Launch | None = None) -> list[processes.Holder]:
+        """With the first process all others inside end; and those outside then leave by themselves, and reap it.
 
-    def end(self, desk: Desk) -> None:
-        """End every process of a desktop, and return when none is left."""
+        Where a desktop has a uid of its own, nothing that it did to its processes can hide them.
+        """
+        uid = self.layout.uid(desk.id)
+
+        def theirs(found: list[processes.Holder]) -> list[processes.Holder]:
+            return [h for h in found if waiting is None or h.session != waiting.session]
+
+        found = theirs(self._holders(desk))
+        return [h for h in found if h.first] or found or ([] if uid is None else theirs(processes.of_uid(uid)))
+
+    def end(self, desk: Desk, waiting: Launch | None = None) -> None:
+        """End every process of a desktop but those of the next start, and return when none is left."""
         until = time.monotonic() + _SECONDS_TO_END
-        while (found := self._all(desk)) or desk.is_locked():
-            # With the first process all others inside end; and those outside then leave by themselves, and reap it.
-            processes.end([h for h in found if h.first] or found, 1.0, partial(self._melt, desk))
+        own = waiting.lock if waiting else None
+        while (found := self._to_end(desk, waiting)) or desk.is_locked(but=own):
+            processes.end(found, 1.0, partial(self._melt, desk))
             if time.monotonic() > until:
                 raise UnavailableError(
                     f"desktop {desk.id} could not be ended within {_SECONDS_TO_END:.0f} s",

@@ -1,13 +1,15 @@
 """How a desktop is started so that it is nobody's child, and findable from the very first moment.
 
-The lock on `alive` is taken here and inherited: by the shell that joins the cgroups, by bubblewrap, whose process
+A lock on `alive` is taken here and inherited: by the shell that joins the cgroups, by bubblewrap, whose process
 inside holds it to the end, by slirp4netns. So the lock is held from before the fork until the last of them is gone,
 and a controller killed at any instruction leaves nothing that `stop` cannot tell. The marker is in the arguments of
 each, the host's paths in none: those travel through a descriptor.
 
-Joining cgroups waits for the whole kernel, 16 ms here. So the shell does that while the desktop's files are made
-ready, and then waits for a word. As root, a private mount namespace shows the desktops' folder at /mnt, because the
-desktop's own uid, which bubblewrap runs under, may not walk through the fleet's home.
+Joining cgroups waits for the whole kernel, 16 ms here. So the shell does that first of all, while what ran before
+still ends and the desktop's files are made ready, and then waits for a word. Until then it starts nothing: those who
+end may hold all processes that the desktop is allowed. As root, a mount namespace that the controller keeps shows the
+desktops' folder at /mnt, because the desktop's own uid, which bubblewrap runs under, may not walk through the fleet's
+home.
 """
 
 import asyncio
@@ -15,6 +17,7 @@ import contextlib
 import fcntl
 import json
 import os
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,11 +35,12 @@ _ARGS, _SECCOMP, _SYNC, _INFO, _GO = 3, 4, 5, 6, 7  # one digit each: more is no
 _MOST_SAID = 64 << 10
 _NS_GET_USERNS = 0xB701
 _MNT = Path("/mnt")
+_ENV = {"PATH": demands.PATH, "LANG": "C.UTF-8"}
 # $0 is the marker. Two forks make the rest an orphan at once; `echo 0` enters the process that writes it.
 _LAUNCH = """( cd /; umask 022; ulimit -c 0; { echo 200 >/proc/self/oom_score_adj; } 2>/dev/null
 while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs" || $insist; shift; done; shift; exec "$@" ) &"""
-_WAIT = 'read go <&7 && exec "$@"'  # when whoever would say so is gone, it goes too
-_SHOW = f'mount --bind "$1" /mnt && shift && {_WAIT}'
+_WAIT = 'exec >&2; read go <&7 && exec "$@"'  # when whoever would say so is gone, it goes too
+_SHOW = 'mount --bind "$1" /mnt && echo && read done'
 _TUN = """mount -t tmpfs tmpfs /mnt && mknod -m 666 /mnt/tun c 10 200 && mount --bind /mnt/tun /dev/net/tun &&
 exec "$@" """  # the machine's own may be closed to all but root
 _SIGNALS = range(1, 32)  # Python ignores SIGPIPE; what it starts must not
@@ -93,17 +97,21 @@ class Launch:
     """A start under way: its pipes, and the descriptors that must be closed in the end."""
 
     desk: Desk
-    uid: int | None
     pipes: Pipes
+    uid: int | None = None
     fds: list[int] = field(default_factory=list)
-    _sync: int = -1
+    lock: int = -1
+    _said: dict[int, int] = field(default_factory=dict)  # what the desktop says on which of its descriptors
     _go: int = -1
     _tether: int = -1
     _args: int = -1
+    session: int = 0  # of what waits, in the host's numbers
     pid: int = 0  # of the first process inside, in the host's numbers
     namespaces: dict[str, int] = field(default_factory=dict)
 
     async def __aenter__(self) -> Self:
+        for number, name in ((_INFO, "info"), (STATUS_FD, "status"), (2, "errors")):
+            self._said[number] = self.holding(self.pipes.add(name))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -120,22 +128,24 @@ class Launch:
         self.fds.remove(fd)
         os.close(fd)
 
-    async def begin(self, profile: Profile, label: str, groups: Groups) -> None:
-        """Start what will become the desktop, and leave it waiting."""
-        self._sync = self.holding(self.desk.lock())
+    def begin(self, profile: Profile, label: str, groups: Groups, uid: int | None, shown: int | None) -> None:
+        """Start what will become the desktop, and leave it waiting. Its parent is to be reaped."""
+        self.uid = uid
+        self.lock = self.holding(self.desk.lock())
         go, self._go = map(self.holding, os.pipe2(os.O_CLOEXEC))
         self._tether, tether = map(self.holding, os.pipe2(os.O_CLOEXEC))
         self._args = self.holding(_memory(b""))
-        fds = {_ARGS: self._args, _SYNC: self._sync, _GO: go, TETHER_FD: tether}
+        fds = {_ARGS: self._args, _SYNC: self.lock, _GO: go, TETHER_FD: tether, **self._said}
         if (code := seccomp.program()) is not None:
             fds[_SECCOMP] = self.holding(_memory(code))
-        for number, name in ((_INFO, "info"), (STATUS_FD, "status"), (2, "errors")):
-            fds[number] = self.holding(self.pipes.add(name))
         bwrap = ["bwrap", "--args", str(_ARGS), "--", *walls.command(self.desk, profile, label)]
         joins = [str(folder) for folder in groups.joins]
         insist = demands.options(profile).require_limits
-        await self._spawn([*joins, "--", *self._as_desktop(bwrap)], fds, insist=insist)
-        for fd in set(fds.values()) - {self._sync, self._args}:
+        wait = ["/bin/sh", "-c", _WAIT, self.desk.marker, *bwrap]
+        if shown is not None:
+            wait = ["nsenter", "--mount=/proc/self/fd/1", f"--setgid={uid}", f"--setuid={uid}", *wait]
+        self.session = self._spawn([*joins, "--", *wait], fds | ({} if shown is None else {1: shown}), insist=insist)
+        for fd in set(fds.values()) - {self.lock, self._args}:
             self.let_go(fd)
 
     async def go(self, profile: Profile, label: str, etc: Path) -> None:
@@ -145,21 +155,15 @@ class Launch:
         options += ["--sync-fd", str(_SYNC), "--info-fd", str(_INFO), "--block-fd", str(_GO)]
         options += ["--seccomp", str(_SECCOMP)] if seccomp.program() is not None else []
         os.pwrite(self._args, b"".join(word.encode() + b"\0" for word in options), 0)
-        self._say(b"go\n")
+        self._say(b"go\n" if profile.network == "full" else b"go\n\n")  # bubblewrap waits for a word, too
         await self._read_info()
         if profile.network == "full":
             await self._connect()
-        self._say(b"\n")  # bubblewrap waits for more than a word, too
+            self._say(b"\n")
 
     def _say(self, word: bytes) -> None:
         with contextlib.suppress(BrokenPipeError):  # `ready` will say why it has ended
             os.write(self._go, word)
-
-    def _as_desktop(self, argv: list[str]) -> list[str]:
-        if self.uid is None:
-            return ["/bin/sh", "-c", _WAIT, self.desk.marker, *argv]
-        show = ["/bin/sh", "-c", _SHOW, self.desk.marker, str(self.desk.dir.parent), *self._dropped(argv)]
-        return ["unshare", "--mount", "--propagation", "slave", *show]
 
     def _dropped(self, argv: list[str]) -> list[str]:
         """As the desktop's own uid, if it has one."""
@@ -167,10 +171,13 @@ class Launch:
             return argv
         return ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", *argv]
 
-    async def _spawn(self, words: Sequence[str], fds: dict[int, int], *, insist: bool = False) -> None:
+    def _spawn(self, words: Sequence[str], fds: dict[int, int], *, insist: bool = False) -> int:
+        """Returns the session of what was started: its leader leaves at once, and is to be reaped."""
         script = f"insist={'exit' if insist else 'true'}; {_LAUNCH}"
-        pid = _posix_spawn(["/bin/sh", "-c", script, self.desk.marker, *words], fds)
-        await asyncio.to_thread(os.waitpid, pid, 0)  # it leaves at once, and what it forked is nobody's child
+        return _posix_spawn(["/bin/sh", "-c", script, self.desk.marker, *words], fds)
+
+    def reap(self) -> None:
+        os.waitpid(self.session, 0)
 
     async def _read_info(self) -> None:
         await self.pipes.until(lambda: b"}" in self.pipes.said["info"] or self.pipes.ended("info"))
@@ -183,13 +190,13 @@ class Launch:
 
     async def screen(self) -> str:
         """Wait until init says that the screen answers; returns its size as the X server itself has it."""
-        return await self._said(b"screen")
+        return await self._word(b"screen")
 
     async def ready(self) -> None:
         """Wait until init says that the window manager is up too."""
-        await self._said(b"ready")
+        await self._word(b"ready")
 
-    async def _said(self, word: bytes) -> str:
+    async def _word(self, word: bytes) -> str:
         def found() -> bytes | None:
             whole = self.pipes.said["status"].split(b"\n")[:-1]
             return next((line for line in whole if line.startswith(word)), None)
@@ -223,16 +230,28 @@ class Launch:
         slirp += ["/proc/self/fd/6", "tap0"]
         marked = ["/bin/bash", "-c", 'exec -a "$0" "$@"', self.desk.marker, *slirp]
         show = ["unshare", "--mount", "--propagation", "slave", "/bin/sh", "-c", _TUN, self.desk.marker]
-        await self._spawn(
+        pid = self._spawn(
             ["--", *(show if self.uid is not None else []), *self._dropped(marked)],
-            {2: errors, 3: said, 4: self._tether, 5: self._sync, 6: net, 7: user},
+            {2: errors, 3: said, 4: self._tether, 5: self.lock, 6: net, 7: user},
         )
+        await asyncio.to_thread(os.waitpid, pid, 0)
         for fd in (said, errors):
             self.let_go(fd)
         await self.pipes.until(lambda: bool(self.pipes.said["network"]) or self.pipes.ended("network"))
         if not self.pipes.said["network"]:
             self.pipes.said["errors"] += self.pipes.said["slirp"]
             raise await self.failed("slirp4netns could not connect it to the network")
+
+
+def show(desktops: Path) -> int:
+    """A mount namespace, by a descriptor, in which the desktops' folder is at /mnt."""
+    script = ["/bin/sh", "-c", _SHOW, "cu-fleet", str(desktops)]
+    command = ["unshare", "--mount", "--propagation", "slave", *script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_ENV) as process:
+        assert process.stdout
+        if process.stdout.readline():
+            return os.open(f"/proc/{process.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    raise UnavailableError(f"{desktops} could not be mounted at /mnt", remedy="cu-fleet doctor", code="no_mount")
 
 
 def _memory(data: bytes) -> int:
@@ -250,10 +269,8 @@ def _posix_spawn(argv: list[str], fds: dict[int, int]) -> int:
             (os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable() if fd > 2
         ]
         actions.append((os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0))
-        actions += [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in high.items()]
-        actions.append((os.POSIX_SPAWN_DUP2, 2, 1))
-        env = {"PATH": demands.PATH, "LANG": "C.UTF-8"}
-        return os.posix_spawn(argv[0], argv, env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_SIGNALS)
+        actions += [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in sorted(({1: high[2]} | high).items())]
+        return os.posix_spawn(argv[0], argv, _ENV, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_SIGNALS)
     finally:
         for fd in high.values():
             os.close(fd)

@@ -4,7 +4,7 @@ desktops/ID/state/{home,tmp}   what the desktop may write and a snapshot keeps
 desktops/ID/slot               seen inside as ~/Shared
 desktops/ID/run                seen inside as /run/cu-fleet: sockets and the log; the inside may put anything there
 desktops/ID/etc, init          made anew for each start; read-only inside
-desktops/ID/alive              locked for as long as a process of the desktop lives
+desktops/ID/alive              a byte of it is locked for as long as a process of the desktop lives
 desktops/ID/cgroups            which cgroups it has
 desktops/ID/frozen             which processes we stopped, where no cgroup can
 desktops/.uids/N               a link that says whose host uid N is
@@ -12,6 +12,7 @@ desktops/.uids/N               a link that says whose host uid N is
 
 import fcntl
 import os
+import secrets
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from pathlib import Path
 from cu_fleet.backends.base import Place
 from cu_fleet.backends.tree import wipe
 from cu_fleet.backends.uids import Uids
-from cu_fleet.model.errors import UnavailableError
 from cu_fleet.model.names import NAME, check_name
 
 
@@ -56,32 +56,42 @@ class Desk:
     def alive(self) -> Path:
         return self.dir / "alive"
 
-    def lock(self) -> int:
-        """An open descriptor that holds the lock; whoever inherits it holds it too."""
-        fd = os.open(self.alive, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def make(self) -> bool:
+        """Make its folder. False if there was one, and with it there may be more."""
         try:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole(fcntl.F_WRLCK))
-        except OSError as e:
-            os.close(fd)
-            raise UnavailableError(f"desktop {self.id} is still running", code="still_running") from e
+            self.dir.mkdir(mode=0o711, parents=True)
+        except FileExistsError:
+            return False
+        return True
+
+    def lock(self) -> int:
+        """An open descriptor that locks a byte, beside those who still hold others; whoever inherits it does too."""
+        fd = os.open(self.alive, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(secrets.randbits(62), 1))
         return fd
 
-    def is_locked(self) -> bool:
-        """Whether any process holds the lock. Only looks, and so disturbs nobody who takes it."""
+    def is_locked(self, but: int | None = None) -> bool:
+        """Whether any process holds a lock, but those who have this one. Only looks, and so disturbs nobody."""
+        if but is not None:
+            return _conflicts(but)
         try:
             fd = os.open(self.alive, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
         try:
-            answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _whole(fcntl.F_WRLCK))
+            return _conflicts(fd)
         finally:
             os.close(fd)
-        return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
 
 
-def _whole(kind: int) -> bytes:
-    """struct flock over a whole file."""
-    return struct.pack("hhqqi0q", kind, os.SEEK_SET, 0, 0, 0)
+def _conflicts(fd: int) -> bool:
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock())
+    return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
+
+
+def _flock(start: int = 0, length: int = 0) -> bytes:
+    """struct flock for writing; without a length it goes to the end of all files."""
+    return struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
 
 
 class Layout:

@@ -6,6 +6,8 @@ first of one directly below. It can also rewrite the first one's arguments: so t
 outside, too. All else inside descends from that first process, and dies with it, as that does with its parent.
 """
 
+# ruff: noqa: PTH116, PTH208  # all of /proc is looked at in every start, and pathlib takes thrice as long
+
 import contextlib
 import json
 import os
@@ -30,6 +32,7 @@ class Holder:
     started: int  # with the pid, names a process for good
     marker: str
     first: bool  # it is the first process of the desktop's own namespace
+    session: int
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Seen:
 
     pid: int
     parent: int
+    session: int
     started: int
     state: str
     cpu: int  # in ticks, with that of its children that have ended
@@ -46,12 +50,12 @@ class Seen:
 def holders(prefix: str, uids: Iterable[int]) -> list[Holder]:
     """The processes with a marker that is `prefix`, or begins with it if it ends in a slash."""
     allowed = set(uids)
-    found = {pid: h for pid in _pids() if (h := _holder(pid, prefix, allowed))}
+    found = {pid: h for pid in _pids() if (h := holder(pid, prefix, allowed))}
     for outer in [h for h in found.values() if not h.first]:
         for pid in _children(outer.pid):
             if _depth(pid) == [1]:  # whatever it has made of its arguments
                 seen = look(pid)
-                found |= {pid: Holder(pid, seen.started, outer.marker, True)} if seen else {}
+                found |= {pid: Holder(pid, seen.started, outer.marker, True, seen.session)} if seen else {}
     return list(found.values())
 
 
@@ -72,14 +76,14 @@ def _depth(pid: int) -> list[int] | None:
 
 
 def _pids() -> list[int]:
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def _holder(pid: int, prefix: str, uids: set[int]) -> Holder | None:
+def holder(pid: int, prefix: str, uids: set[int]) -> Holder | None:
     try:
         words = _read(pid, "cmdline", 65536).split(b"\0")
         markers = [m for m in words if m.startswith(prefix.encode())]
-        if not markers or Path(f"/proc/{pid}").stat().st_uid not in uids:
+        if not markers or os.stat(f"/proc/{pid}").st_uid not in uids:
             return None
         marker = markers[0].decode("ascii", "replace")
         if marker != prefix and not prefix.endswith("/"):
@@ -87,7 +91,7 @@ def _holder(pid: int, prefix: str, uids: set[int]) -> Holder | None:
     except OSError:
         return None
     seen, depth = look(pid), _depth(pid)
-    return Holder(pid, seen.started, marker, depth == [1]) if seen and depth in ([], [1]) else None
+    return Holder(pid, seen.started, marker, depth == [1], seen.session) if seen and depth in ([], [1]) else None
 
 
 def _read(pid: int, name: str, most: int = 16384) -> bytes:
@@ -103,7 +107,8 @@ def look(pid: int) -> Seen | None:
         fields = _read(pid, "stat").rpartition(b")")[2].split()
     except OSError:
         return None
-    return Seen(pid, int(fields[1]), int(fields[19]), fields[0].decode(), sum(int(n) for n in fields[11:15]))
+    parent, session, started = int(fields[1]), int(fields[3]), int(fields[19])
+    return Seen(pid, parent, session, started, fields[0].decode(), sum(int(n) for n in fields[11:15]))
 
 
 def tree(first: int) -> list[Seen]:
@@ -214,8 +219,8 @@ def of_uid(uid: int) -> list[Holder]:
     found = []
     for pid in _pids():
         with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}").stat().st_uid == uid and (seen := look(pid)) and seen.state not in "ZX":
-                found.append(Holder(pid, seen.started, "", False))
+            if os.stat(f"/proc/{pid}").st_uid == uid and (seen := look(pid)) and seen.state not in "ZX":
+                found.append(Holder(pid, seen.started, "", False, seen.session))
     return found
 
 

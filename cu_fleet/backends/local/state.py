@@ -49,20 +49,45 @@ class State:
 
     def put_back(self, desktop_dir: Path, snapshot: str | None, template: Path | None, uid: int | None) -> None:
         """Replace the state by a snapshot, or by a clean one, and prove it. Its processes must have ended."""
+        try:
+            self.replace(desktop_dir, snapshot, template, uid)
+        finally:
+            self.tidy(desktop_dir)
+
+    def replace(
+        self,
+        desktop_dir: Path,
+        snapshot: str | None,
+        template: Path | None,
+        uid: int | None,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
+        """The same, but what the state was is left for `tidy`, and the new one is made beside it before it is replaced.
+
+        So the processes need only have ended when `ended` returns, which is called in time.
+        """
         if desktop_dir.parent != self.desktops:
             raise BrokenError(f"{desktop_dir} is no desktop of {self.desktops}")
         desktop_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         with _words(f"the state of {desktop_dir.name} could not be put back"):
-            _clear(desktop_dir, "trash", "state" + _PARTIAL)
+            self.tidy(desktop_dir)
             try:
                 self._make(desktop_dir, snapshot, template, uid)
+                ended()
             except OSError as e:
                 if snapshot is not None or e.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
+                ended()
                 _clear(desktop_dir, "state" + _PARTIAL, "state")  # its own files may be what fills the disk
                 self._make(desktop_dir, snapshot, template, uid)
-            finally:
-                _clear(desktop_dir, "trash", "state" + _PARTIAL)
+            (desktop_dir / "trash").mkdir(mode=0o700)
+            with contextlib.suppress(FileNotFoundError):
+                (desktop_dir / "state").rename(desktop_dir / "trash" / "state")
+            (desktop_dir / ("state" + _PARTIAL)).rename(desktop_dir / "state")
+
+    def tidy(self, desktop_dir: Path) -> None:
+        """Remove what is on its way out, and what was not finished."""
+        _clear(desktop_dir, "trash", "state" + _PARTIAL)
 
     def _make(self, desktop_dir: Path, snapshot: str | None, template: Path | None, uid: int | None) -> None:
         owner = uid if os.geteuid() == 0 else None
@@ -74,10 +99,6 @@ class State:
             if owner is not None:
                 os.chown(tree.root, owner, owner)
             _prove(tree, expected, owner, f"the state of {desktop_dir.name}")
-        (desktop_dir / "trash").mkdir(mode=0o700)
-        with contextlib.suppress(FileNotFoundError):
-            (desktop_dir / "state").rename(desktop_dir / "trash" / "state")
-        new.rename(desktop_dir / "state")
 
     def _build_saved(self, tree: Tree, snapshot: str) -> Manifest:
         folder = self._folder(snapshot)

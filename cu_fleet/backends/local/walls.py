@@ -5,8 +5,10 @@ all read-only. Its own home, /tmp, slot and run directory: writable. Nothing els
 neither /var, /root, /home, /srv, /mnt and /run nor the fleet's home, which may therefore not lie in what is shown.
 """
 
+import functools
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 from cu_fleet.backends import inside
@@ -17,7 +19,6 @@ from cu_fleet.guest import init as guest
 from cu_fleet.model.errors import InvalidError
 from cu_fleet.model.profile import Profile
 
-_INIT = Path(guest.__file__).read_bytes()
 _TMP = "/tmp"  # noqa: S108  # the desktop's own
 _X_SOCKETS = f"{_TMP}/.X11-unix"
 _ROOTS = ("/usr", "/opt")
@@ -26,12 +27,20 @@ _SCRATCH = str(256 << 20)  # most that /run, and as much that /var, may hold; it
 # A shell starts Xvnc and then becomes init, so that neither waits for the other's loading.
 _BEGIN = f"""exec </dev/null >>{guest.RUN}/log 2>&1
 for f in /tmp/.X*-lock; do if [ -e "$f" ] || [ -L "$f" ]; then rm -rf "$f"; fi; done
-"$@" 8>&- 9>&- & exec {demands.PYTHON} -I -S {guest.SETUP}/init.py $!"""
+"$@" 8>&- 9>&- & exec {demands.PYTHON} -I -S {guest.SETUP}/init.pyc $!"""
+# Compiled beforehand, by the same Python: that takes longer than all else that init does until the screen is up.
+_COMPILE = """import importlib.util, marshal, sys
+code = compile(sys.stdin.buffer.read(), "init.py", "exec", optimize=2)
+sys.stdout.buffer.write(importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code))"""
+
+
+_SHOWN = {name: Path(name).resolve() for name in (*_ROOTS, *_MERGED, "/etc")}
 
 
 def refuse_home(home: Path) -> None:
-    for name in (*_ROOTS, *_MERGED, "/etc"):
-        if home.resolve().is_relative_to(Path(name).resolve()):
+    really = home.resolve()
+    for name, shown in _SHOWN.items():
+        if really.is_relative_to(shown):
             raise InvalidError(
                 f"the fleet's home {home} lies in {name}, which desktops can read",
                 remedy="set CU_FLEET_HOME to a folder elsewhere",
@@ -58,7 +67,13 @@ def prepare(desk: Desk, profile: Profile, label: str, boot: str) -> None:
     (own / "localtime").symlink_to(f"/usr/share/zoneinfo/{profile.timezone}")
     write(own / "config", inside.config(profile, boot))
     write(own / "openbox.xml", inside.OPENBOX)
-    write(own / "init.py", _INIT)
+    write(own / "init.pyc", _compiled(inside.INIT, demands.PYTHON.stat().st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=1)
+def _compiled(text: str, python: int) -> bytes:  # another Python understands another code
+    command = [str(demands.PYTHON), "-I", "-c", _COMPILE]
+    return subprocess.run(command, input=text.encode(), check=True, stdout=subprocess.PIPE, env={}).stdout
 
 
 def arguments(folder: Path, etc: Path, profile: Profile, label: str) -> list[str]:
