@@ -27,6 +27,8 @@ for line in sys.stdin:
         window.copy_area(gc, window, *what[1:])
     elif what[0] == "warp":
         screen.root.warp_pointer(what[1], what[2])
+    elif what[0] == "bell":
+        d.bell(0)
     elif what[0] == "cursor":
         font = d.open_font("cursor")
         window.change_attributes(cursor=font.create_glyph_cursor(font, 34, 35, (65535, 0, 0), (0, 0, 0)))

@@ -32,7 +32,7 @@ from tests.rfb.hostile import (
     serving,
     slowed,
 )
-from tests.rfb.test_engine import Told
+from tests.rfb.told import Told
 from tests.rfb.wire import HELLO, Server, raw, rect, update
 from tests.support import run, until
 
