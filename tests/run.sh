@@ -41,8 +41,10 @@ install() {
   else
     local node=()  # for the Codex that the tests get from npm; a Node.js from elsewhere brings its own
     command -v npm >/dev/null || node=(nodejs npm)
-    examples/install.sh --extra dev busybox-static chromium fonts-dejavu-core iproute2 mousepad postgresql procps \
-      qemu-system-x86 x11-xserver-utils x11vnc xclip xterm xvfb "${node[@]}"
+    local engine=()  # whoever has Docker's own packages keeps them
+    PATH=$PATH:/usr/sbin command -v dockerd >/dev/null || engine=(docker.io)
+    examples/install.sh --extra dev busybox-static chromium fonts-dejavu-core iproute2 iptables mmdebstrap mousepad \
+      postgresql procps qemu-system-x86 x11-xserver-utils x11vnc xclip xterm xvfb "${engine[@]}" "${node[@]}"
   fi
 }
 

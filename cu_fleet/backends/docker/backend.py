@@ -1,0 +1,253 @@
+"""The Docker backend: four verbs, and every ability there is, for an engine on this machine.
+
+What a desktop is like inside, and its doors, are those of every other desktop; they lie in folders that the container
+and we both see. So commands and the screen cost nothing of the engine's time.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from cu_fleet.backends import door
+from cu_fleet.backends.base import (
+    SCREEN_ANSWERS,
+    Abilities,
+    Check,
+    Endpoint,
+    FileInfo,
+    Found,
+    Place,
+    Process,
+    Saved,
+    Spec,
+    Usage,
+)
+from cu_fleet.backends.docker import begin, checks
+from cu_fleet.backends.docker.house import House
+from cu_fleet.backends.docker.layout import Desk
+from cu_fleet.backends.docker.snapshots import Snapshots
+from cu_fleet.backends.slot import Slot
+from cu_fleet.model.desktop import Handle
+from cu_fleet.model.errors import BrokenError, FleetError, UnavailableError
+from cu_fleet.model.profile import Profile
+
+_SECONDS_TO_START = 60.0
+
+
+class DockerBackend:
+    name = "docker"
+
+    def __init__(self, place: Place, host: str | None = None) -> None:
+        """`host` is the engine to use; without it, what `DOCKER_HOST` or the current Docker context names."""
+        self.house = House(place, host)
+        self.snapshots = Snapshots(self.house)
+        self.abilities = Abilities(
+            snapshots=_Snapshots(self),
+            exec=_Exec(self),
+            freeze=_Freeze(self),
+            files=_Files(self),
+            network=_Network(),
+            logs=_Logs(self),
+            meter=_Meter(self),
+        )
+
+    def desk(self, handle: Handle) -> Desk:
+        return self.house.layout.desk(str(handle["desktop"]))
+
+    async def start(self, spec: Spec) -> AsyncIterator[Handle]:
+        desk, house, do = self.house.layout.desk(spec.desktop), self.house, self.house.engine.do
+        yield {"desktop": desk.id}
+        uid = await do(lambda api: house.clear(api, desk, spec))
+        await asyncio.to_thread(house.furnish, desk, spec, uid)
+        if spec.snapshot is not None:
+            await do(lambda api: self.snapshots.fetch(api, desk, spec))
+        container = await do(lambda api: house.create(api, desk, spec, uid))
+        handle: Handle = {"desktop": desk.id, "uid": uid, "boot": spec.boot, "container": container}
+        yield handle
+        async with _Status(desk) as status:
+            await do(lambda api: api.start(container))
+            try:
+                async with asyncio.timeout(_SECONDS_TO_START):
+                    await self._heard(status, b"screen", desk)
+                    yield handle | {SCREEN_ANSWERS: True}
+                    await self._prove_screen(desk, spec)
+                    await self._heard(status, b"ready", desk)
+            except TimeoutError:
+                raise await self._failed(desk, f"its screen was not up within {_SECONDS_TO_START:.0f} s") from None
+        (desk.init / begin.STATE).unlink(missing_ok=True)
+
+    async def _heard(self, status: "_Status", word: bytes, desk: Desk) -> None:
+        if not (await status.line()).startswith(word):
+            raise await self._failed(desk, "its screen or window manager did not come up")
+
+    async def _failed(self, desk: Desk, why: str) -> UnavailableError:
+        """What is to be said of a start that failed, with what the container says of itself."""
+        with contextlib.suppress(FleetError):
+            await self.house.engine.do(lambda api: self.house.running(api, desk))
+        log = (await asyncio.to_thread(door.read_log, desk, 1500)).strip()
+        return UnavailableError(
+            f"desktop {desk.id} did not start: {why}" + (f"; it said: {log}" if log else ""),
+            remedy="see its image: cu-fleet image list",
+            code="start_failed",
+            log=log,
+        )
+
+    async def _prove_screen(self, desk: Desk, spec: Spec) -> None:
+        with self._connect(desk) as sock:
+            width, height = await door.screen_size(sock)
+        screen = spec.profile.screen
+        if (width, height) != (screen.width, screen.height):
+            raise BrokenError(
+                f"the screen of desktop {desk.id} is {width}x{height}, not {screen.width}x{screen.height} as its "
+                f'profile "{spec.profile.name}" says',
+                code="wrong_geometry",
+            )
+
+    def _connect(self, desk: Desk) -> socket.socket:
+        return door.connect(desk, "rfb.sock", self.house.layout.uid(desk.id))
+
+    async def stop(self, handle: Handle) -> None:
+        desk = self.desk(handle)
+        if self.house.layout.used:
+            await self.house.engine.do(lambda api: self.house.remove(api, desk))
+
+    async def endpoint(self, handle: Handle) -> Endpoint | None:
+        desk = self.desk(handle)
+        if not desk.dir.exists():
+            return None
+        if await self.house.engine.do(lambda api: self.house.running(api, desk)) is None:
+            return None
+
+        async def connect() -> socket.socket:
+            return self._connect(desk)
+
+        return Endpoint(connect, f"the screen's own socket in {desk.run}")
+
+    async def found(self) -> list[Found]:
+        if not self.house.layout.used:
+            return []
+        there = await self.house.engine.do(self.house.found)
+        return [Found(desktop, {"desktop": desktop}, " and ".join(kinds)) for desktop, kinds in there.items()]
+
+    async def check(self, profile: Profile | None = None) -> list[Check]:
+        return await checks.all_checks(self.house, profile)
+
+
+class _Status:
+    """What init says of its start, line by line, on a pipe that ends when the container does."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._fd = begin.open_status(desk)
+        self._said = b""
+        self._news = asyncio.Event()
+        self._over = False
+
+    async def __aenter__(self) -> "_Status":
+        asyncio.get_running_loop().add_reader(self._fd, self._read)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        asyncio.get_running_loop().remove_reader(self._fd)
+        os.close(self._fd)
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._fd, 4096)
+        except BlockingIOError:
+            return
+        self._said = (self._said + data)[-4096:]
+        if not data:
+            self._over = True
+            asyncio.get_running_loop().remove_reader(self._fd)
+        self._news.set()
+
+    async def line(self) -> bytes:
+        """The next line; empty when there is none any more."""
+        while b"\n" not in self._said and not self._over:
+            self._news.clear()
+            await self._news.wait()
+        line, _, self._said = self._said.partition(b"\n")
+        return line
+
+
+class _Ability:
+    def __init__(self, backend: DockerBackend) -> None:
+        self.backend = backend
+        self.house = backend.house
+        self.do = backend.house.engine.do
+
+
+class _Snapshots(_Ability):
+    async def save(self, handle: Handle, snapshot: str) -> Saved:
+        desk = self.backend.desk(handle)
+        return await self.do(lambda api: self.backend.snapshots.save(api, desk, snapshot))
+
+    def restore(self, handle: Handle, spec: Spec) -> AsyncIterator[Handle]:
+        """Starting removes what runs, and begins a new container with the state the spec says: exactly what this is."""
+        return self.backend.start(spec)
+
+    async def delete(self, snapshot: str) -> None:
+        await self.do(lambda api: self.backend.snapshots.delete(api, snapshot))
+
+    async def saved(self) -> list[str]:
+        if not self.house.layout.used:
+            return []
+        return await self.do(self.backend.snapshots.saved)
+
+
+class _Exec(_Ability):
+    async def exec(
+        self,
+        handle: Handle,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> Process:
+        desk = self.backend.desk(handle)
+        return await door.run(desk, self.house.layout.uid(desk.id), argv, env, cwd)
+
+
+class _Freeze(_Ability):
+    async def freeze(self, handle: Handle) -> None:
+        desk = self.backend.desk(handle)
+        await self.do(lambda api: self.house.freeze(api, desk))
+
+    async def thaw(self, handle: Handle) -> None:
+        desk = self.backend.desk(handle)
+        await self.do(lambda api: self.house.thaw(api, desk))
+
+
+class _Files(_Ability):
+    def _slot(self, handle: Handle) -> Slot:
+        desk = self.backend.desk(handle)
+        return Slot(desk.slot, self.house.layout.uid(desk.id))
+
+    async def put(self, handle: Handle, path: str, data: AsyncIterator[bytes], *, mode: int = 0o644) -> int:
+        return await self._slot(handle).put(path, data, mode=mode)
+
+    def get(self, handle: Handle, path: str) -> AsyncIterator[bytes]:
+        return self._slot(handle).get(path)
+
+    async def listing(self, handle: Handle, path: str = "") -> list[FileInfo]:
+        return await self._slot(handle).listing(path)
+
+    async def remove(self, handle: Handle, path: str) -> None:
+        await self._slot(handle).remove(path)
+
+
+class _Network:
+    modes = frozenset({"none", "full"})
+
+
+class _Logs(_Ability):
+    async def logs(self, handle: Handle) -> str:
+        return await asyncio.to_thread(door.read_log, self.backend.desk(handle))
+
+
+class _Meter(_Ability):
+    async def usage(self, handle: Handle) -> Usage:
+        desk = self.backend.desk(handle)
+        return await self.do(lambda api: self.house.usage(api, desk))

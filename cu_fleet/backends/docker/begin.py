@@ -1,0 +1,86 @@
+"""What lies ready for a desktop's container before it starts, and how it begins.
+
+The home comes as an archive, a clean one or a snapshot's, which the container's first shell unpacks as the desktop's
+own user into volumes of its own: so nothing is written with more rights than the desktop has itself. That shell then
+stays as the process that reaps; init runs beside it and tells on a pipe, made before the start, how far it has come.
+When init ends, the shell does, and the container with it.
+"""
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+from cu_fleet.backends import inside
+from cu_fleet.backends.base import Spec
+from cu_fleet.backends.docker.layout import Desk, write
+from cu_fleet.backends.inside import BEGINNING, HOME, HOME_BEGINS
+from cu_fleet.backends.tree import wipe
+from cu_fleet.guest import init as guest
+
+SLOT = "/run/cu-fleet-slot"
+STATE = "state.tar"
+_STATUS = "status"
+_INIT = inside.INIT.encode()
+SCRIPT = f"""trap 'exit 143' TERM
+( exec 8<>{guest.RUN}/{_STATUS} 9</dev/null </dev/null >>{guest.RUN}/log 2>&1
+umask 022
+tar --extract --file={guest.SETUP}/{STATE} --directory=/ --preserve-permissions --delay-directory-restore \
+    --no-overwrite-dir --xattrs --xattrs-include='user.*' || exit
+rm -rf {HOME}/Shared && ln -s {SLOT} {HOME}/Shared || exit
+"$@" 8>&- 9>&- & exec /usr/bin/python3 -I -S {guest.SETUP}/init.py $! ) &
+wait $!"""
+
+
+def prepare(desk: Desk, spec: Spec, uid: int, template: Path | None) -> None:
+    """Make the folders that the container sees; the slot is left as it is."""
+    desk.dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+    folder = os.open(desk.dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        wipe(folder, desk.run.name)
+        wipe(folder, desk.init.name)
+    finally:
+        os.close(folder)
+    _own(desk.run, uid)
+    if not desk.slot.exists():
+        _own(desk.slot, uid)
+    os.mkfifo(desk.run / _STATUS, 0o600)
+    os.chown(desk.run / _STATUS, uid, -1)
+    desk.init.mkdir(mode=0o755)
+    files = {
+        **{name: text.encode() for name, text in inside.accounts(uid).items()},
+        "machine-id": inside.machine_id().encode(),
+        "config": inside.config(spec.profile, spec.boot),
+        "openbox.xml": inside.OPENBOX.encode(),
+        "init.py": _INIT,
+    }
+    if spec.snapshot is None:
+        files[STATE] = clean_state(template)
+    for name, data in files.items():
+        write(desk.init / name, data)
+
+
+def _own(folder: Path, uid: int) -> None:
+    folder.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        os.chown(folder, uid, uid)
+
+
+def clean_state(template: Path | None) -> bytes:
+    """An archive of what a fresh desktop has; what the profile's folder says wins over the built-in."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for path, (mode, content) in {"": (0o700, None), **HOME_BEGINS}.items():
+            member = tarfile.TarInfo(f"{HOME[1:]}/{path}".rstrip("/"))
+            member.mode, member.mtime = mode, BEGINNING // 10**9
+            member.type = tarfile.DIRTYPE if content is None else tarfile.REGTYPE
+            member.size = len(content or b"")
+            tar.addfile(member, io.BytesIO(content or b""))
+        for own in sorted(template.iterdir()) if template else ():
+            tar.add(own, f"{HOME[1:]}/{own.name}")
+    return data.getvalue()
+
+
+def open_status(desk: Desk) -> int:
+    """The reading end of the pipe on which init tells how far it is; at its end the container has ended."""
+    return os.open(desk.run / _STATUS, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)

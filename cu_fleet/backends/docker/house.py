@@ -1,0 +1,218 @@
+"""Everything about desktops in containers that blocks, and so runs in threads: made, found, held still, removed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from cu_fleet.backends.base import Place, Spec, Usage
+from cu_fleet.backends.docker import begin, walls
+from cu_fleet.backends.docker.engine import Engine, image_of
+from cu_fleet.backends.docker.layout import BOOT, DESKTOP, FLEET, MOST, SNAPSHOT, Desk, Layout
+from cu_fleet.backends.docker.options import image, options
+from cu_fleet.backends.inside import template
+from cu_fleet.model.errors import ConflictError, UnavailableError
+
+if TYPE_CHECKING:
+    from docker import APIClient
+
+_SECONDS_TO_END = 20.0
+
+
+class House:
+    def __init__(self, place: Place, host: str | None) -> None:
+        self.layout = Layout(place)
+        self.engine = Engine(host)
+        self._profile_dirs = place.profile_dirs
+
+    # making
+
+    def clear(self, api: APIClient, desk: Desk, spec: Spec) -> int:
+        """Refuse what cannot be had, end what is left of an earlier start, and settle whose this one is."""
+        options(spec.profile)
+        self.image_of(api, image(spec.profile))
+        self.layout.uids.take(desk.id)
+        self.end(api, desk)
+        return self.layout.uid(desk.id)
+
+    def image_of(self, api: APIClient, name: str) -> dict[str, Any]:
+        if found := image_of(api, name):
+            return found
+        ours = name.split(":")[0].removeprefix("cu-fleet/")
+        remedy = f"cu-fleet image build {ours}" if name.startswith("cu-fleet/") else f"docker pull {name}"
+        raise UnavailableError(f"the Docker engine has no image {name}", remedy=remedy, code="no_image", image=name)
+
+    def furnish(self, desk: Desk, spec: Spec, uid: int) -> None:
+        begin.prepare(desk, spec, uid, template(spec.profile, self._profile_dirs))
+
+    def create(self, api: APIClient, desk: Desk, spec: Spec, uid: int) -> str:
+        """Make the container, not yet running; returns its id."""
+        for volume in desk.volumes:
+            made = api.create_volume(volume, labels=self.layout.labels(desk.id))
+            self._refuse_foreign("volume", volume, made.get("Labels"))
+        if spec.profile.network == "full":
+            api.create_network(desk.name, labels=self.layout.labels(desk.id), check_duplicate=True)
+        labels = self.layout.labels(desk.id, **{BOOT: spec.boot, MOST: str(options(spec.profile).snapshot)})
+        self._refuse_foreign_container(api, desk)
+        made = api.create_container(**walls.container(api, desk, spec, uid, labels))
+        self._insist(spec, made.get("Warnings") or [])
+        return str(made["Id"])
+
+    def _refuse_foreign_container(self, api: APIClient, desk: Desk) -> None:
+        if found := self._inspect(api, desk):
+            self._refuse_foreign("container", desk.name, found["Config"]["Labels"])
+
+    def _refuse_foreign(self, kind: str, name: str, labels: Mapping[str, str] | None) -> None:
+        if not self.layout.is_ours(labels):
+            raise ConflictError(
+                f"the Docker engine has a {kind} {name} that is not ours, and it is left alone",
+                remedy=f"see whose it is: docker inspect {name}",
+                code="foreign_name",
+                name=name,
+            )
+
+    def _insist(self, spec: Spec, warnings: list[str]) -> None:
+        lacking = [said for said in warnings if "discard" in said.lower() and "swap" not in said.lower()]
+        if lacking and options(spec.profile).require_limits:
+            raise UnavailableError(
+                f'profile "{spec.profile.name}" insists on its limits, which this engine cannot enforce: '
+                + "; ".join(lacking),
+                remedy="leave out options.require_limits, or mend the engine's machine",
+                code="no_limits",
+            )
+
+    # finding
+
+    def _inspect(self, api: APIClient, desk: Desk) -> dict[str, Any] | None:
+        from docker.errors import NotFound
+
+        try:
+            found: dict[str, Any] = api.inspect_container(desk.name)
+        except NotFound:
+            return None
+        return found
+
+    def running(self, api: APIClient, desk: Desk) -> dict[str, Any] | None:
+        """The desktop's container if it runs; None if there is none; in words why, if it has ended by itself."""
+        found = self._inspect(api, desk)
+        if found is None or not self.layout.is_ours(found["Config"]["Labels"]):
+            return None
+        state = found["State"]
+        if state["Running"]:
+            return found
+        if state["Status"] == "created":
+            return None
+        raise UnavailableError(
+            f"the container of desktop {desk.id} has ended, with {_how(state)}", code="not_running", desktop=desk.id
+        )
+
+    def must_run(self, api: APIClient, desk: Desk) -> dict[str, Any]:
+        found = self.running(api, desk)
+        if found is None:
+            raise UnavailableError(f"desktop {desk.id} does not run", code="not_running", desktop=desk.id)
+        return found
+
+    def all(self, api: APIClient, desktop: str | None = None) -> dict[str, list[dict[str, Any]]]:
+        """What the engine has of this fleet, or of one desktop of it, by kind, and only what is provably ours."""
+        wanted = [f"{FLEET}={self.layout.fleet}", *([f"{DESKTOP}={desktop}"] if desktop else [])]
+        filters = {"label": wanted}
+        found = {
+            "container": api.containers(all=True, filters=filters),
+            "volume": api.volumes(filters=filters).get("Volumes") or [],
+            "network": api.networks(filters=filters),
+        }
+        return {kind: [one for one in some if self.layout.is_ours(one.get("Labels"))] for kind, some in found.items()}
+
+    def found(self, api: APIClient) -> dict[str, list[str]]:
+        """Of each desktop that has left anything, what there is of it."""
+        there: dict[str, list[str]] = {desktop: ["files"] for desktop in self.layout.known()}
+        for kind, some in self.all(api).items():
+            for one in some:
+                there.setdefault(one["Labels"][DESKTOP], []).append(kind)
+        return {desktop: sorted(set(kinds)) for desktop, kinds in sorted(there.items())}
+
+    # ending
+
+    def end(self, api: APIClient, desk: Desk) -> None:
+        """Remove all that the engine has of a desktop, and return when nothing is left."""
+        there = self.all(api, desk.id)
+        self.remove_containers(api, there["container"])
+        for volume in there["volume"]:
+            _insist_gone(partial(api.remove_volume, volume["Name"]))
+        for network in there["network"]:
+            _insist_gone(partial(api.remove_network, network["Id"]))
+
+    def remove_containers(self, api: APIClient, containers: Iterable[Mapping[str, Any]]) -> None:
+        for one in containers:
+            if one.get("State") == "paused":
+                _lenient(partial(api.unpause, one["Id"]))
+            _insist_gone(partial(api.remove_container, one["Id"], v=True, force=True))
+
+    def of_snapshot(self, api: APIClient, snapshot: str | None = None) -> list[dict[str, Any]]:
+        """Containers that are at work for a snapshot."""
+        wanted = [f"{FLEET}={self.layout.fleet}", f"{SNAPSHOT}={snapshot}" if snapshot else SNAPSHOT]
+        found = api.containers(all=True, filters={"label": wanted})
+        return [one for one in found if self.layout.is_ours(one.get("Labels"))]
+
+    def remove(self, api: APIClient, desk: Desk) -> None:
+        self.end(api, desk)
+        self.layout.remove(desk)
+
+    # holding still, and measuring
+
+    def freeze(self, api: APIClient, desk: Desk) -> bool:
+        """Returns whether it went on until now."""
+        if self.must_run(api, desk)["State"]["Paused"]:
+            return False
+        api.pause(desk.name)
+        return True
+
+    def thaw(self, api: APIClient, desk: Desk) -> None:
+        if (found := self.running(api, desk)) and found["State"]["Paused"]:
+            api.unpause(desk.name)
+
+    def usage(self, api: APIClient, desk: Desk) -> Usage:
+        self.must_run(api, desk)
+        said = api.stats(desk.name, stream=False, one_shot=True)
+        memory = said.get("memory_stats", {}).get("stats", {})
+        private = memory.get("total_rss", memory.get("anon"))  # of cgroup v1, of v2
+        cpu = said.get("cpu_stats", {}).get("cpu_usage", {}).get("total_usage")
+        return Usage(private, said.get("pids_stats", {}).get("current"), None if cpu is None else cpu / 1e9)
+
+
+def _how(state: Mapping[str, Any]) -> str:
+    why = f"exit code {state['ExitCode']}"
+    if state.get("OOMKilled"):
+        why += ": it ran out of its memory limit"
+    return why + (f": {state['Error']}" if state.get("Error") else "")
+
+
+def _lenient(work: Callable[[], object]) -> None:
+    """What somebody else may be doing, or may have done, at the same moment."""
+    from docker.errors import APIError
+
+    try:
+        work()
+    except APIError as e:
+        if e.status_code not in (404, 409):
+            raise
+
+
+def _insist_gone(remove: Callable[[], object]) -> None:
+    """Remove something until it is gone: another may be at it, or what uses it only just ending."""
+    from docker.errors import APIError, NotFound
+
+    until = time.monotonic() + _SECONDS_TO_END
+    while True:
+        try:
+            remove()
+        except NotFound:
+            return
+        except APIError as e:
+            if e.status_code not in (403, 409) or time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+        else:
+            return

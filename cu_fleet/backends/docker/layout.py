@@ -1,0 +1,131 @@
+"""What belongs to a desktop in a container: its names and labels on the engine, its files in the fleet's home.
+
+docker/key              made once; every label that says "ours" is signed with it
+docker/ID/init          made anew for each start; read-only inside
+docker/ID/run           seen inside as /run/cu-fleet: sockets, the log; the inside may put anything there
+docker/ID/slot          seen inside as ~/Shared
+docker/.uids/N          a link that says whose host uid N is
+
+All names follow from the desktop's id, and what bears no signature of this home's key is not ours, whatever it is
+called: it is never used, changed or removed.
+"""
+
+import contextlib
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cu_fleet.backends.base import Place
+from cu_fleet.backends.tree import wipe
+from cu_fleet.backends.uids import Uids
+from cu_fleet.model.names import NAME, check_name
+
+FLEET, DESKTOP, SNAPSHOT, BOOT, SIGN = (f"cu-fleet.{word}" for word in ("fleet", "desktop", "snapshot", "boot", "sign"))
+MOST = "cu-fleet.snapshot-most"  # bytes a snapshot of this desktop may take
+SNAPSHOTS = "cu-fleet/snapshot"  # the repository of their images
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The files and names of one desktop."""
+
+    id: str
+    dir: Path
+    name: str  # of its container and its network; its volumes' begin with it
+
+    @property
+    def run(self) -> Path:
+        return self.dir / "run"
+
+    @property
+    def slot(self) -> Path:
+        return self.dir / "slot"
+
+    @property
+    def init(self) -> Path:
+        return self.dir / "init"
+
+    @property
+    def volumes(self) -> dict[str, str]:
+        """What the desktop may write and a snapshot keeps: each volume's name, and where it is seen."""
+        return {f"{self.name}-home": "/home", f"{self.name}-tmp": "/tmp"}  # noqa: S108  # its own
+
+
+class Layout:
+    def __init__(self, place: Place) -> None:
+        self.fleet = place.fleet
+        self.top = place.home / "docker"
+        self.uids = Uids(self.top / ".uids", f"{place.fleet}/docker")
+
+    @property
+    def used(self) -> bool:
+        """Whether this fleet ever had anything on an engine."""
+        return (self.top / "key").exists()
+
+    def desk(self, desktop: str) -> Desk:
+        check_name("desktop", desktop)
+        return Desk(desktop, self.top / desktop, f"cu-fleet-{self.fleet}-{desktop}")
+
+    def snapshot_name(self, snapshot: str) -> str:
+        return f"{self.fleet}-{check_name('snapshot', snapshot)}"
+
+    def uid(self, desktop: str) -> int:
+        """Who the desktop's programs are on the engine's machine, and own what they make."""
+        own = self.uids.of(desktop)
+        return os.geteuid() if own is None else own
+
+    def known(self) -> set[str]:
+        """All desktops that left files or a uid here."""
+        with contextlib.suppress(FileNotFoundError):
+            names = {path.name for path in self.top.iterdir() if path.is_dir() and NAME.fullmatch(path.name)}
+            return names | set(self.uids.owners().values())
+        return set()
+
+    def labels(self, desktop: str, **more: str) -> dict[str, str]:
+        labels = {FLEET: self.fleet, DESKTOP: desktop, **more}
+        return {**labels, SIGN: self._sign(labels)}
+
+    def is_ours(self, labels: Mapping[str, str] | None) -> bool:
+        """Whether these labels were given by this fleet: they say so, and bear its signature."""
+        labels = labels or {}
+        if labels.get(FLEET) != self.fleet or not self.used:
+            return False
+        return hmac.compare_digest(labels.get(SIGN, ""), self._sign(labels))
+
+    def _sign(self, labels: Mapping[str, str]) -> str:
+        said = "\0".join(labels.get(name, "") for name in (FLEET, DESKTOP, SNAPSHOT))
+        return hmac.new(self._key(), said.encode(), hashlib.sha256).hexdigest()[:32]
+
+    def _key(self) -> bytes:
+        path = self.top / "key"
+        if not path.exists():
+            self.top.mkdir(mode=0o711, parents=True, exist_ok=True)
+            fresh = self.top / f".key.{secrets.token_hex(4)}"
+            write(fresh, secrets.token_bytes(32), 0o600)
+            try:
+                with contextlib.suppress(FileExistsError):
+                    os.link(fresh, path)
+            finally:
+                fresh.unlink()
+        return path.read_bytes()
+
+    def remove(self, desk: Desk) -> None:
+        """Remove all files of a desktop whose container is gone, and then forget its uid."""
+        with contextlib.suppress(FileNotFoundError):
+            parent = os.open(self.top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                wipe(parent, desk.id)
+            finally:
+                os.close(parent)
+        self.uids.free(desk.id)
+
+
+def write(path: Path, data: bytes, mode: int = 0o644) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        os.fchmod(fd, mode)

@@ -1,0 +1,106 @@
+"""What a container may do and have: nothing but what a desktop needs.
+
+An ordinary user without any capability, who can gain none; a filter on system calls; a read-only system; its own
+processes, users' names, IPC and host name; no network, or one of its own that nobody else is in; bounds on memory,
+processes, CPU time and shared memory. It writes to two volumes (its home and /tmp), two small memory file systems,
+its slot and its run folder.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cu_fleet.backends import inside
+from cu_fleet.backends.base import Spec
+from cu_fleet.backends.docker import seccomp
+from cu_fleet.backends.docker.begin import SCRIPT, SLOT
+from cu_fleet.backends.docker.engine import short_log
+from cu_fleet.backends.docker.layout import Desk
+from cu_fleet.backends.docker.options import image, options
+from cu_fleet.guest import init as guest
+from cu_fleet.model.profile import Profile
+
+if TYPE_CHECKING:
+    from docker import APIClient
+
+_OWN_FILES = ("group", "machine-id", "passwd")
+_PERIOD = 100_000  # microseconds; a quota is not refused for asking more CPUs than the machine has
+_HEALTHY = f"""import socket, sys
+s = socket.socket(socket.AF_UNIX); s.settimeout(5); s.connect("{guest.RUN}/rfb.sock"); sys.exit(s.recv(3) != b"RFB")"""
+_SECOND = 10**9
+
+
+def container(api: APIClient, desk: Desk, spec: Spec, uid: int, labels: dict[str, str]) -> dict[str, Any]:
+    """The arguments with which the desktop's container is created."""
+    profile, own = spec.profile, options(spec.profile)
+    return {
+        "image": image(profile),
+        "name": desk.name,
+        "command": ["/bin/sh", "-c", SCRIPT, desk.name, *inside.screen(profile, spec.label, opengl=own.opengl)],
+        "entrypoint": [],
+        "user": f"{uid}:{uid}",
+        "working_dir": "/",
+        "hostname": inside.hostname(spec.label),
+        "environment": inside.environment(profile, uid),
+        "labels": labels,
+        "healthcheck": {
+            "test": ["CMD", "/usr/bin/python3", "-I", "-c", _HEALTHY],
+            "interval": 60 * _SECOND,
+            "timeout": 10 * _SECOND,
+            "retries": 2,
+        },
+        "host_config": api.create_host_config(
+            mounts=_mounts(desk), tmpfs=_memory(uid), **_powers(own.user_namespaces), **_limits(profile, own.shm),
+            network_mode=desk.name if profile.network == "full" else "none",
+            log_config=short_log("1m"),
+        ),
+    }  # fmt: skip
+
+
+def _powers(user_namespaces: bool) -> dict[str, Any]:  # named by its only caller
+    return {
+        "cap_drop": ["ALL"],
+        "security_opt": [
+            "no-new-privileges:true",
+            f"seccomp={seccomp.program(user_namespaces=user_namespaces)}",
+        ],
+        "read_only": True,
+        "ipc_mode": "private",
+        "restart_policy": {"Name": "no"},
+        "oom_score_adj": 200,
+    }
+
+
+def _limits(profile: Profile, shm: int) -> dict[str, Any]:
+    from docker.types import Ulimit
+
+    limits = profile.limits
+    return {
+        "mem_limit": limits.memory,
+        "memswap_limit": limits.memory,  # of both together: no swap
+        "pids_limit": limits.processes,
+        "cpu_period": _PERIOD,
+        "cpu_quota": max(1000, int(limits.cpus * _PERIOD)),
+        "shm_size": shm,
+        "ulimits": [Ulimit(name="core", soft=0, hard=0)],
+    }
+
+
+def _mounts(desk: Desk) -> list[Any]:
+    from docker.types import Mount
+
+    own = [(f"/etc/{name}", desk.init / name, True) for name in _OWN_FILES]
+    folders = [(guest.RUN, desk.run, False), (guest.SETUP, desk.init, True), (SLOT, desk.slot, False)]
+    return [
+        *(Mount(to, str(path), type="bind", read_only=ro) for to, path, ro in [*own, *folders]),
+        *(Mount(to, name, type="volume") for name, to in desk.volumes.items()),
+    ]
+
+
+def _memory(uid: int) -> dict[str, str]:
+    return {
+        "/run": "mode=0755,size=64m",
+        f"/run/user/{uid}": f"mode=0700,uid={uid},gid={uid},size=64m",
+        "/tmp/.X11-unix": "mode=1777,size=1m",  # noqa: S108  # its own
+        "/var/tmp": "mode=1777,size=256m",  # noqa: S108
+    }

@@ -1,0 +1,1 @@
+"""Desktops in containers, on a real engine that the tests start and end."""
