@@ -6,6 +6,7 @@ action while the action is under way. What cannot be kept stops no action: the e
 """
 
 import asyncio
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from cu_fleet.rfb.picture import Encoded, encode
 from cu_fleet.rfb.screen import Screen
 from cu_fleet.stores.base import Tx
 
+_EVIDENCE = 600.0  # seconds after its end by which the last frame of a lease is kept
 _SHORTEST = 8  # characters of a hash that may stand for it
 
 
@@ -76,7 +78,7 @@ class Frames:
         """Write down whose they are; returns their hashes, for the audit entry in the same transaction."""
         hashes = []
         for row, data in kept:
-            self.shelf.put(data, row.format)  # is there, but for what was tidied away since
+            self.shelf.put_back(row.sha256, data, row.format)  # is there, but for what was tidied away since
             tx.put(row)
             hashes.append(row.sha256)
         return tuple(dict.fromkeys(hashes))
@@ -90,16 +92,10 @@ class Frames:
         def work(tx: Tx) -> list[FrameView]:
             if lease_id is None:
                 who.needs(Role.OBSERVER)
-                leases = sorted(tx.find(Lease), key=lambda lease: lease.granted_at or 0.0, reverse=True)
+                leases = tx.find(Lease)
             else:
                 leases = [self._readable(tx, who, lease_id)]
-            found: list[KeptFrame] = []
-            for lease in leases:
-                found += tx.find(KeptFrame, lease=lease.id)
-                if len(found) >= limit:
-                    break
-            found.sort(key=lambda frame: frame.at, reverse=True)
-            return [frame_view(frame) for frame in found[:limit]]
+            return [frame_view(frame) for frame in _newest(tx, leases, limit)]
 
         return await self.core.read(work)
 
@@ -190,6 +186,22 @@ class Around:
             except OSError as e:
                 self._problem = not_kept(e)
         return kept, {"not_kept": self._problem} if self._problem else {}
+
+
+def _newest(tx: Tx, leases: list[Lease], limit: int) -> list[KeptFrame]:
+    """The newest frames of these leases; those that ended before the oldest of them are not looked through."""
+    found: list[KeptFrame] = []
+    for lease in sorted(leases, key=_until, reverse=True):
+        if len(found) == limit and found[-1].at > _until(lease):
+            break
+        found += tx.find(KeptFrame, lease=lease.id)
+        found = sorted(found, key=lambda frame: frame.at, reverse=True)[:limit]
+    return found
+
+
+def _until(lease: Lease) -> float:
+    """When the last frame of a lease may have been kept."""
+    return math.inf if lease.live else (lease.ended_at or 0.0) + _EVIDENCE
 
 
 def _same(before: Frame | None, now: Frame) -> bool:

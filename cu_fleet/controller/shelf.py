@@ -46,15 +46,19 @@ class Shelf:
         return found
 
     def put(self, data: bytes, format: str) -> str:  # noqa: A002 - the name it has everywhere
-        """Keep these bytes, if they are not there; returns their hash."""
+        """Keep these bytes; returns their hash."""
         sha256 = hashlib.sha256(data).hexdigest()
+        self.put_back(sha256, data, format)
+        return sha256
+
+    def put_back(self, sha256: str, data: bytes, format: str) -> None:  # noqa: A002
+        """Write the bytes that have this hash, if they are not there."""
         path = self._path(sha256, format)
         with self._lock:
             before = _size(path)
             if before != len(data):  # another size: a loss of power has left it empty or cut
                 _write(path, data)
                 self.size += len(data) - before
-        return sha256
 
     def drop(self, sha256: str, format: str) -> bool:  # noqa: A002
         """Remove a file; returns whether it was there."""

@@ -112,6 +112,8 @@ class Tidying:
         """Every file, and what refers to it; files first, so that one without a row had its chance to get one."""
         files = await asyncio.to_thread(self.shelf.files)
         known = {sha256: _Of(file) for sha256, file in files.items()}
+        if not known:
+            return {}
         for lease in await self.core.read(lambda tx: tx.find(Lease)):
             for row in await self.core.read(lambda tx, lease=lease: tx.find(KeptFrame, lease=lease.id)):  # type: ignore[misc]
                 of = known.setdefault(row.sha256, _Of(File(row.format, 0)))

@@ -95,6 +95,24 @@ def test_files_are_private_and_lie_under_their_hash_once(tmp_path: Path) -> None
     run(body())
 
 
+def test_the_newest_of_all_come_first_whosever_they_are(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with running(tmp_path, KEEP_ALL) as fleet:
+            seats = [await seat_of(fleet, agent, ttl=7 * DAY) for agent in ("a", "b", "c")]
+            hashes = []
+            for number in range(9):
+                await fleet.clock.advance(1)
+                hashes += await pictures(seats[number % 3], 1, begin=number)
+            await fleet.controller.release(ANA, seats[0].lease)
+            await fleet.clock.advance(3600)
+            hashes += await pictures(seats[1], 1, begin=99)
+            for limit in (1, 2, 5, 100):
+                found = await fleet.controller.frames(ANA, limit=limit)
+                assert [frame.sha256 for frame in found] == hashes[::-1][:limit]
+
+    run(body())
+
+
 def test_read_by_operators_and_by_its_agent_while_it_holds_the_lease(tmp_path: Path) -> None:
     async def body() -> None:
         async with running(tmp_path, KEEP_ALL) as fleet:
