@@ -192,7 +192,7 @@ def combo(text: str) -> tuple[int, ...]:
     if not MODIFIERS.intersection(syms):
         return tuple(syms)
     shift = bool(_SHIFTS.intersection(syms))
-    return tuple(_cased(sym, shift) if len(name) == 1 else sym for name, sym in zip(names, syms, strict=True))
+    return tuple(_cased(sym, shift) if sym <= 0xFF or sym >> 24 == 1 else sym for sym in syms)
 
 
 def modifier(name: str) -> int:

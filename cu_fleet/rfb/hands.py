@@ -7,9 +7,10 @@ more is sent. An action is done when the server has taken in its last event.
 RFB has eight buttons and TigerVNC 1.12 heeds seven: somebody inside presses back and forward, or they are refused.
 
 *Clicks that are meant singly stay single.* GTK, Qt, Tk and Chromium take two presses for a double click if they come
-within 400 or 500 ms at nearly the same place; moving away between does not change that for GTK and Tk. So a click or
-drag where the same button was pressed just before waits until that time has passed. Presses by `press` that follow each
-other are left as they come: whoever uses them wants to decide.
+within 400 or 500 ms at nearly the same place (GTK a third for a triple click within 800 ms of the first); moving away
+between does not change that for GTK and Tk. So a click or drag where the same button was pressed just before waits
+until that time has passed. Presses by `press` that follow each other are left as they come: whoever uses them wants to
+decide.
 """
 
 import asyncio
@@ -51,7 +52,8 @@ _STEP = 12  # pixels between two points of a drag
 _MOST_STEPS = 24  # of one stretch of a drag
 _PACE = 0.004  # seconds between two points of a drag, so that a toolkit's own loop gets to see them
 _DWELL = 0.03  # seconds a drag rests before it begins to move and before it lets go
-_DOUBLE = 0.52  # seconds between two presses that nothing takes for a double click
+_DOUBLE = 0.52  # seconds after a press within which another may make it a double click
+_TRIPLE = 0.82  # and after two presses, a triple click
 _NEAR = 10  # pixels within which two presses may be taken for one
 
 
@@ -62,6 +64,7 @@ class _Pressed:
     button: str
     at: tuple[int, int]
     when: float
+    several: bool  # it was not alone
     by_hand: bool  # by the press action
 
 
@@ -206,7 +209,7 @@ class Hands:
         with_keys = await self._with(action.modifiers)
         self.fingers.point(action.x, action.y)
         for _ in range(action.count):
-            await self._button(action.button, down=True)
+            await self._button(action.button, down=True, several=action.count > 1)
             await self._button(action.button, down=False)
         self.fingers.release(with_keys)
 
@@ -242,20 +245,20 @@ class Hands:
         await self.fingers.passed_on()
         return pressed
 
-    async def _button(self, name: str, *, down: bool, by_hand: bool = False) -> None:
+    async def _button(self, name: str, *, down: bool, several: bool = False, by_hand: bool = False) -> None:
         if name in _BUTTONS:
             mask = _BUTTONS[name]
             self.fingers.point(buttons=self.fingers.buttons | mask if down else self.fingers.buttons & ~mask)
         else:
             await self.fingers.press_extra(name, down=down)
         if down:
-            self._pressed = _Pressed(name, self.screen.pointer, time.monotonic(), by_hand)
+            self._pressed = _Pressed(name, self.screen.pointer, time.monotonic(), several or by_hand, by_hand)
 
     async def _apart(self, name: str, x: int | None, y: int | None) -> None:
         """Return when a press here is none of two."""
         if (last := self._pressed) and last.button == name:
             here = self.screen.pointer if x is None or y is None else (x, y)
-            left = last.when + _DOUBLE - time.monotonic()
+            left = last.when + (_TRIPLE if last.several else _DOUBLE) - time.monotonic()
             if left > 0 and all(abs(a - b) <= _NEAR for a, b in zip(here, last.at, strict=True)):
                 await asyncio.sleep(left)
 

@@ -1,0 +1,63 @@
+"""The acting suite on TigerVNC, on Xvfb with x11vnc, on QEMU's own server, and on a desktop of the real controller."""
+
+import contextlib
+import itertools
+from collections.abc import AsyncIterator
+
+import pytest
+
+from cu_fleet.testing.screen_acting import ScreenActingContract
+from cu_fleet.testing.screen_stage import Stage
+from tests.rfb.stages import bare
+from tests.rfb.x11vnc import x11vnc
+from tests.rfb.xvnc import xvnc
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+
+SWITCHING = {f"keys ctrl+alt+{keys}": "these switch X's terminals" for keys in ("F5", "F12", "super+F5", "super+F12")}
+TIGERVNC = {
+    **{f"keypad KP_{n}": "while NumLock is off it presses the digit above the letters instead" for n in range(10)},
+    **{gap: f"{why}: it adds shift to make function keys of them" for gap, why in SWITCHING.items()},
+}
+X11VNC = {
+    **{f"keypad KP_{n}": "it heeds no NumLock, and presses the key's other meaning" for n in range(10)},
+    **{
+        f"keys {'+'.join(('shift', *others, key))}": "to make the keysym it lifts shift, though it changes nothing here"
+        for count in range(4)
+        for others in itertools.combinations(("ctrl", "alt", "super"), count)
+        for key in ("F5", "F12", "BackSpace")
+    },
+    **SWITCHING,
+    **{f"wheel {way}": "it maps five buttons" for way in ("left", "right")},
+    "the_clipboard_both_ways": "it claims the extended clipboard and hands nothing of it on, and looks at X's seldom",
+}
+NOBODY_INSIDE = {
+    "button back": "RFB's mask ends at eight buttons, of which servers heed seven",
+    "button forward": "RFB's mask ends at eight buttons",
+    "any_text_arrives": "what the server's keyboard lacks is refused",
+    "a_long_text_of_any_kind_arrives_whole_and_in_order": "what the server's keyboard lacks is refused",
+}
+
+
+class TestTigerVnc(ScreenActingContract):
+    gaps = {**TIGERVNC, **NOBODY_INSIDE}
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def stage(cls) -> AsyncIterator[Stage]:
+        with xvnc() as server:
+            async with bare(server) as stage:
+                yield stage
+
+
+class TestX11vnc(ScreenActingContract):
+    gaps = {**X11VNC, **NOBODY_INSIDE}
+    long = 5_000  # it takes a hundred seconds for the whole
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def stage(cls) -> AsyncIterator[Stage]:
+        with x11vnc() as server:
+            async with bare(server) as stage:
+                yield stage
