@@ -8,13 +8,14 @@ controller is nothing but poking every desktop that does not rest.
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
-from cu_fleet.backends.base import SCREEN_ANSWERS, Backend, Files, Spec
+from cu_fleet.backends.base import Backend
 from cu_fleet.controller.actor import Actors
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.evidence import Evidence
-from cu_fleet.model.desktop import RESTING, Desktop, Event, Handle, Stage, moved
+from cu_fleet.controller.making import Maker
+from cu_fleet.model.desktop import RESTING, Desktop, Event, Stage, moved
 from cu_fleet.model.errors import BrokenError, ConflictError, FleetError, LeaseOverError, UnavailableError
 from cu_fleet.model.lease import Lease, LeaseState, ended
 from cu_fleet.model.names import new_id
@@ -33,6 +34,7 @@ class Keeper:
         self.core = core
         self.actors = actors
         self.evidence = evidence
+        self.maker = Maker(core, actors)
         self.failures: Counter[str] = Counter()
         self.forget_inside: Callable[[str], Awaitable[None]] = _nothing  # ends the desktop's helper
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -109,7 +111,8 @@ class Keeper:
         if desktop.handle:  # left half-made by a controller that was killed
             await self.core.bounded(backend.stop(desktop.handle), "stop")
         desktop = await self._move(desktop, Event.START, boot=new_id("bt"))
-        await self._make(desktop, backend.start(self._spec(desktop, desktop.parked_in)))
+        self._losses.pop(desktop.id, None)
+        await self.maker.start(backend, desktop)
         self.failures[desktop.profile] = 0
         self.core.resting.discard(desktop.profile)
         await self._move(
@@ -117,61 +120,6 @@ class Keeper:
         )
         if desktop.parked_in:
             await self._forget_snapshot(backend, desktop.parked_in)
-
-    def _spec(self, desktop: Desktop, snapshot: str | None) -> Spec:
-        return Spec(
-            desktop=desktop.id,
-            profile=self.core.profile(desktop.profile),
-            boot=desktop.boot,
-            label=desktop.name or desktop.id,
-            snapshot=snapshot,
-        )
-
-    async def _make(self, desktop: Desktop, handles: AsyncIterator[Handle], canary: str | None = None) -> None:
-        """Have it made, and prove it: from the moment its screen answers, while the rest still comes up."""
-        proof: asyncio.Task[None] | None = None
-
-        def prove() -> asyncio.Task[None]:
-            nonlocal proof
-            proof = proof or asyncio.create_task(self._prove(desktop.id, canary), name=f"prove {desktop.id}")
-            return proof
-
-        try:
-            making = self._store_each(desktop, handles, prove)
-            await self.core.bounded(making, "make the desktop", self.core.settings.start_timeout)
-            await prove()
-        finally:
-            if proof:
-                proof.cancel()
-                await asyncio.gather(proof, return_exceptions=True)
-
-    async def _store_each(
-        self, desktop: Desktop, handles: AsyncIterator[Handle], screen_answers: Callable[[], object]
-    ) -> None:
-        """Store each handle before the backend may go on to make what it names."""
-        async for handle in handles:
-            await self.core.read(lambda tx, handle=handle: self._store_handle(tx, desktop.id, handle))  # type: ignore[misc]
-            if handle.get(SCREEN_ANSWERS):
-                screen_answers()
-
-    def _store_handle(self, tx: Tx, desktop: str, handle: Handle) -> None:
-        tx.put(self.core.get_desktop(tx, desktop).but(handle=handle))
-
-    async def _prove(self, desktop_id: str, canary: str | None = None) -> None:
-        """The screen answers, is of the right size, and shows a whole frame; a file left before is gone."""
-        desktop = await self.core.read(lambda tx: self.core.get_desktop(tx, desktop_id))
-        actor = self.actors.of(desktop_id)
-        self._losses.pop(desktop_id, None)
-        await actor.disconnect()
-        screen = await actor.connect(desktop, await self.core.endpoint(desktop), self.core.settings.backend_timeout)
-        actor.open()  # nothing is under way any more, and whoever comes next is checked against what is written
-        await actor.park_pointer()
-        await screen.refresh(timeout=self.core.settings.start_timeout)
-        if canary and await self._exists(self.core.backend(desktop.backend), desktop, canary):
-            raise BrokenError(
-                f"desktop {desktop.id} was said to be rolled back, but a file left before is still there",
-                code="not_rolled_back",
-            )
 
     # cleaning
 
@@ -188,32 +136,16 @@ class Keeper:
             if self.core.ending and lease is None:
                 await self._move(desktop, Event.STOP)
                 return
-            canary = await self._plant(backend, desktop)
+            canary = await self.maker.plant(backend, desktop)
             await self.forget_inside(desktop.id)
             await actor.disconnect()
             begun = await self._move(desktop, Event.CLEAN, boot=new_id("bt"), frozen=False)
-            await self._put_back(backend, begun, canary)
+            self._losses.pop(desktop.id, None)
+            await self.maker.put_back(backend, begun, canary)
             desktop = await self.core.read(lambda tx: self.core.get_desktop(tx, desktop.id))
             if lease is None and backend.abilities.files:
-                await self._empty_slot(backend.abilities.files, desktop)
+                await self.maker.empty_slot(backend.abilities.files, desktop)
             await self._cleaned(begun)
-
-    async def _empty_slot(self, files: Files, desktop: Desktop) -> None:
-        await self.core.bounded(files.remove(desktop.handle, ""), "empty the slot")
-        left = await self.core.bounded(files.listing(desktop.handle), "list the slot")
-        if left:
-            raise BrokenError(
-                f"the slot of desktop {desktop.id} was said to be empty, but {left[0].path} is still there",
-                code="slot_not_empty",
-            )
-
-    async def _put_back(self, backend: Backend, desktop: Desktop, canary: str | None) -> None:
-        spec = self._spec(desktop, desktop.target)
-        if backend.abilities.snapshots:
-            await self._make(desktop, backend.abilities.snapshots.restore(desktop.handle, spec), canary)
-        else:
-            await self.core.bounded(backend.stop(desktop.handle), "stop")
-            await self._make(desktop, backend.start(spec), canary)
 
     async def _cleaned(self, begun: Desktop) -> None:
         """Clean and proved. If it changed hands meanwhile, it is cleaned once more, for whoever comes now."""
@@ -230,26 +162,6 @@ class Keeper:
             self.core.record(tx, "desktop.rolled_back", "controller", desktop=after, facts=facts)
 
         await self.core.change(work)
-
-    async def _plant(self, backend: Backend, desktop: Desktop) -> str | None:
-        """Leave a file that a true rollback takes away. None where nothing can be left any more."""
-        if backend.abilities.exec is None or not desktop.handle:
-            return None
-        path = "/tmp/.cu-fleet-" + new_id("cy")  # noqa: S108 - the desktop's own /tmp, and an unguessable name
-        try:
-            async with asyncio.timeout(2.0):
-                if desktop.frozen and backend.abilities.freeze:
-                    await backend.abilities.freeze.thaw(desktop.handle)
-                process = await backend.abilities.exec.exec(desktop.handle, ["touch", path])
-                return path if await process.wait() == 0 else None
-        except (FleetError, OSError, TimeoutError):
-            return None  # it is too broken to take a file: nothing of it is kept but what the rollback proves itself
-
-    async def _exists(self, backend: Backend, desktop: Desktop, path: str) -> bool:
-        assert backend.abilities.exec
-        async with asyncio.timeout(10.0):
-            process = await backend.abilities.exec.exec(desktop.handle, ["test", "-e", path])
-            return await process.wait() != 1
 
     # sleeping and ending
 
