@@ -14,6 +14,7 @@ from PIL import Image
 from cu_fleet.model.errors import InvalidError
 from cu_fleet.rfb.canvas import BYTES, Frame, Rect
 
+_PROBES = 100  # pixels that tell most screens from a blank one
 FORMATS = ("png", "jpeg", "webp")
 # Over its budget a picture is tried in these, as far as they are lower than what was asked: JPEG is six times faster
 # than WebP, but has no way of being small.
@@ -68,6 +69,9 @@ def check_region(region: Rect | None, width: int, height: int) -> Rect:
 
 def looks_blank(frame: Frame) -> bool:
     """Whether the whole screen is of one colour, as one is that shows nothing (yet)."""
+    first, step = frame.pixels[:3], BYTES * max(1, frame.width * frame.height // _PROBES)
+    if any(frame.pixels[at : at + 3] != first for at in range(0, len(frame.pixels), step)):
+        return False
     if frame.pixels == frame.pixels[:BYTES] * (frame.width * frame.height):
         return True
     return image(frame).getcolors(maxcolors=1) is not None
