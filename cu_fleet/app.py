@@ -19,6 +19,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 from cu_fleet.backends.base import Backend, Check, Place
+from cu_fleet.backends.docker import DockerBackend, Engine
+from cu_fleet.backends.docker import images as docker_images
+from cu_fleet.backends.docker.images import Image
 from cu_fleet.backends.local import LocalBackend
 from cu_fleet.controller import Controller
 from cu_fleet.controller.record import audit_key
@@ -131,7 +134,7 @@ async def open_store(settings: Settings, secret: bytes) -> Store:
 
 
 def backends_of(place: Place) -> dict[str, Backend]:
-    return {"local": LocalBackend(place)}
+    return {"docker": DockerBackend(place), "local": LocalBackend(place)}
 
 
 def place_of(settings: Settings, fleet: str) -> Place:
@@ -167,6 +170,15 @@ def usable_profiles(settings: Settings) -> dict[str, tuple[Profile, str]]:
         if profile:
             found[profile.name] = (profile, str(path))
     return found
+
+
+def images() -> list[Image]:
+    """The images there are recipes for, as the Docker engine has them."""
+    return Engine().now(docker_images.listing)
+
+
+async def build_image(name: str, say: Callable[[str], None]) -> Image:
+    return await docker_images.build(Engine(), name, say)
 
 
 async def checks(settings: Settings) -> list[Check]:

@@ -11,10 +11,24 @@ from typing import Annotated
 
 import typer
 
-from cu_fleet.cli import audit, cp, desktop, doctor, frames, lease, mcp, people, profile, screen, service, snapshot
+from cu_fleet.cli import (
+    audit,
+    cp,
+    desktop,
+    doctor,
+    frames,
+    image,
+    lease,
+    mcp,
+    people,
+    profile,
+    screen,
+    service,
+    snapshot,
+)
 from cu_fleet.cli.errors import FleetGroup
 
-GROUPS = (service, doctor, profile, lease, desktop, screen, frames, cp, snapshot, mcp, people, audit)
+GROUPS = (service, doctor, profile, image, lease, desktop, screen, frames, cp, snapshot, mcp, people, audit)
 
 app = typer.Typer(
     name="cu-fleet",

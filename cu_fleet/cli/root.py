@@ -5,6 +5,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cu_fleet.backends.base import Check
 from cu_fleet.model.errors import FleetError
@@ -34,6 +35,18 @@ def clean_up(settings: Settings) -> bool:
     from cu_fleet.app import clean_up as end_leftovers
 
     return asyncio.run(end_leftovers(settings))
+
+
+def images() -> list[Any]:
+    from cu_fleet.app import images as known
+
+    return known()
+
+
+def build_image(name: str, say: Callable[[str], None]) -> Any:
+    from cu_fleet.app import build_image as build
+
+    return asyncio.run(build(name, say))
 
 
 def mcp(*, agent: str, profile: str) -> None:

@@ -1,5 +1,6 @@
 """Desktops in containers of a Docker engine."""
 
 from cu_fleet.backends.docker.backend import DockerBackend
+from cu_fleet.backends.docker.engine import Engine
 
-__all__ = ["DockerBackend"]
+__all__ = ["DockerBackend", "Engine"]
