@@ -72,7 +72,7 @@ class Controller:
         people = People(core)
         self._chronicle = chronicle = Chronicle(core)
         self._desktops = desktops = Desktops(core, self.keeper, self.started_at)
-        self.sweeper = Sweeper(core, snapshots, frames)
+        self.sweeper = Sweeper(core, snapshots, frames, acting.looking)
         self._passing = Passing(core, ending, chronicle, self.sweeper)
         self._recovery = Recovery(core, self.actors, self.keeper, acting, snapshots)
 

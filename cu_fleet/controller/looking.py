@@ -12,6 +12,7 @@ import hashlib
 import time
 import weakref
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from cu_fleet.controller.core import Core
@@ -31,7 +32,6 @@ from cu_fleet.stores.base import Tx
 from cu_fleet.threads import in_thread
 
 _FRAMES = 128  # remembered of one lease
-_LEASES = 256  # whose frames are remembered
 _NAMES = {(0, 0, 0): "black", (255, 255, 255): "white"}
 
 
@@ -79,7 +79,7 @@ class Looking:
     def __init__(self, core: Core, frames: Frames) -> None:
         self.core = core
         self.frames = frames
-        self._known: OrderedDict[str, OrderedDict[str, Known]] = OrderedDict()
+        self._known: dict[str, OrderedDict[str, Known]] = {}
 
     # coordinates
 
@@ -285,13 +285,14 @@ class Looking:
 
     def _remember(self, lease: str, known: Known) -> None:
         frames = self._known.setdefault(lease, OrderedDict())
-        self._known.move_to_end(lease)
         frames[known.shown.frame] = known
         frames.move_to_end(known.shown.frame)
         while len(frames) > _FRAMES:
             frames.popitem(last=False)
-        while len(self._known) > _LEASES:
-            self._known.popitem(last=False)
+
+    def forget_but(self, leases: Collection[str]) -> None:
+        """Only these are under way; nobody may refer to a frame of another any more."""
+        self._known = {lease: frames for lease, frames in self._known.items() if lease in leases}
 
 
 def _refused(kind: type[FleetError], what: str, code: str, frame: str | None) -> FleetError:

@@ -6,6 +6,7 @@ import shutil
 
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.frames import Frames
+from cu_fleet.controller.looking import Looking
 from cu_fleet.controller.snapshots import Snapshots
 from cu_fleet.model.desktop import Desktop, Stage
 from cu_fleet.model.errors import FleetError
@@ -18,10 +19,11 @@ log = logging.getLogger(__name__)
 
 
 class Sweeper:
-    def __init__(self, core: Core, snapshots: Snapshots, frames: Frames) -> None:
+    def __init__(self, core: Core, snapshots: Snapshots, frames: Frames, looking: Looking) -> None:
         self.core = core
         self.snapshots = snapshots
         self.frames = frames
+        self.looking = looking
         self._seen: set[tuple[str, str]] = set()
 
     def forget(self) -> None:
@@ -36,6 +38,8 @@ class Sweeper:
             except (FleetError, OSError, TimeoutError) as e:
                 log.warning("backend %s could not be swept: %s", name, e)
         await self._forget()
+        live = await self.core.read(lambda tx: tx.find(Lease, state=tuple(x.value for x in LIVE)))
+        self.looking.forget_but({lease.id for lease in live})
         await self.frames.tidy_if_due()
 
     async def _sweep_backend(self, name: str) -> None:

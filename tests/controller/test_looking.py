@@ -388,3 +388,22 @@ def test_what_changes_about_a_lease_counts_at_once(tmp_path: Path) -> None:
             assert refused.value.code == "lease_paused"
 
     run(body())
+
+
+def test_only_so_many_frames_of_leases_under_way_are_remembered(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with running(tmp_path) as fleet:
+            a, b = await seat_of(fleet), await seat_of(fleet, "b")
+            frames = [(await a.look(region=[0, 0, 2, 2])).frame for _ in range(129)]
+            await b.look()
+            with pytest.raises(NotFoundError, match="the last 128"):
+                await a.clicked(0, 0, frame=frames[0])
+            assert await a.clicked(0, 0, frame=frames[1]) == (0, 0)
+            known = fleet.controller.sweeper.looking._known  # noqa: SLF001 - what is kept in memory
+            assert {lease: len(of) for lease, of in known.items()} == {a.lease: 128, b.lease: 1}
+            await fleet.controller.release(ANA, b.lease)
+            await fleet.controller.sweeper.sweep()
+            assert set(fleet.controller.sweeper.looking._known) == {a.lease}  # noqa: SLF001
+            assert await a.clicked(0, 0, frame=frames[2]) == (0, 0)
+
+    run(body())
