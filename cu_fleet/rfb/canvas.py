@@ -1,17 +1,19 @@
 """The picture as the server has drawn it so far, and what of it has changed.
 
 Pixels are 32 bits wide, B G R and one byte that means nothing. `serial` grows only when a pixel really got another
-value, so equal serials mean equal pictures, whatever the server chose to send again.
+value, so equal serials mean equal pictures, whatever the server chose to send again. The same is known of each strip of
+rows, so that a picture's encoder need not do again what it did for an earlier frame.
 """
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from PIL import Image
 
 Rect = tuple[int, int, int, int]  # x, y, width, height
 BYTES = 4  # of one pixel
+STRIP = 64  # rows
 _KEPT_DAMAGE = 512
 _BAND = 256 << 10
 
@@ -28,6 +30,15 @@ class Cursor:
 
 
 @dataclass(frozen=True, slots=True)
+class Deflated:
+    """A strip of rows as it is in a PNG."""
+
+    data: bytes
+    checksum: int  # of what was deflated
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class Frame:
     """A whole picture of the screen."""
 
@@ -40,6 +51,8 @@ class Frame:
     pointer: tuple[int, int]  # where it points
     cursor: Cursor | None  # None: hidden, not asked for, or drawn into the picture
     drawn: bool  # the server may have drawn the pointer into the picture, as long as another than we moved it last
+    strips: tuple[int, ...] = ()  # the serial at which each strip of rows has changed last
+    deflated: dict[int, tuple[int, Deflated]] = field(default_factory=dict)  # strips and their serials, of all frames
 
 
 class Canvas:
@@ -54,6 +67,8 @@ class Canvas:
         self.stride = width * BYTES
         self.data = bytearray()  # the old picture makes room before the new one takes it
         self.data = bytearray(self.stride * height)
+        self.strips = [0] * -(-height // STRIP)
+        self.deflated: dict[int, tuple[int, Deflated]] = {}
         self._changed((0, 0, width, height))
 
     def holds(self, rect: Rect) -> bool:
@@ -115,6 +130,9 @@ class Canvas:
     def _changed(self, rect: Rect) -> None:
         self.serial += 1
         self._damage.append((self.serial, rect))
+        _, y, _, height = rect
+        for strip in range(y // STRIP, (y + height - 1) // STRIP + 1):
+            self.strips[strip] = self.serial
 
 
 class Coverage:

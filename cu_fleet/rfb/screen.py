@@ -257,4 +257,6 @@ class Screen:
             pointer=engine.pointer,
             cursor=engine.cursor if pointer else None,
             drawn=engine.cursor is None,
+            strips=tuple(canvas.strips),
+            deflated=canvas.deflated,
         )

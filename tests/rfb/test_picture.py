@@ -2,12 +2,15 @@
 
 import io
 import random
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from cu_fleet.model.errors import InvalidError
-from cu_fleet.rfb.canvas import Cursor, Frame
+from cu_fleet.rfb.canvas import STRIP, Canvas, Cursor, Frame
 from cu_fleet.rfb.picture import Encoded, check_region, encode, image, looks_blank
 
 WIDTH, HEIGHT = 200, 120
@@ -34,6 +37,35 @@ def test_png_has_every_pixel_as_the_server_sent_it(size: tuple[int, int]) -> Non
     shot = noise(width=size[0], height=size[1])
     want = b"".join(shot.pixels[at + 2 : at - 1 if at else None : -1] for at in range(0, len(shot.pixels), 4))
     assert opened(encode(shot)).tobytes() == want
+
+
+@st.composite
+def rects(draw: st.DrawFn) -> tuple[int, int, int, int]:
+    x, y = draw(st.integers(0, 6)), draw(st.integers(0, 3 * STRIP - 11))
+    return (x, y, draw(st.integers(1, 7 - x)), draw(st.integers(1, 3 * STRIP - 10 - y)))
+
+
+@given(drawn=st.lists(st.lists(st.tuples(rects(), st.integers(0, 255)), max_size=3), max_size=4))
+def test_png_of_what_has_changed_little_is_as_true(drawn: list[list[tuple[tuple[int, int, int, int], int]]]) -> None:
+    canvas = Canvas(7, 3 * STRIP - 10)
+    for rects in drawn:
+        for rect, colour in rects:
+            canvas.put(rect, bytes((colour, 0, 255 - colour, 0)) * (rect[2] * rect[3]))
+        shot = frame(bytes(canvas.data), canvas.width, canvas.height)
+        shot = replace(shot, strips=tuple(canvas.strips), deflated=canvas.deflated)
+        encoded = encode(shot)
+        assert opened(encoded).tobytes() == image(shot).tobytes()
+        assert encoded == encode(replace(shot, deflated={}))  # what was kept makes no difference
+
+
+def test_only_what_has_changed_is_deflated_again() -> None:
+    canvas = Canvas(7, 3 * STRIP)
+    first = replace(frame(bytes(canvas.data), 7, 3 * STRIP), strips=tuple(canvas.strips), deflated=canvas.deflated)
+    encode(first)
+    before = dict(canvas.deflated)
+    canvas.put((0, STRIP, 1, 1), b"\1\2\3\4")
+    encode(replace(first, pixels=bytes(canvas.data), strips=tuple(canvas.strips)))
+    assert [number for number in before if canvas.deflated[number] is not before[number]] == [1]
 
 
 def test_a_region_is_cut_to_the_pixel_and_png_alike() -> None:
