@@ -307,6 +307,7 @@ class Engine(Handshake):
             self._heard_noise(_LABOUR)
             self._update = Update(resized=True)
             self.canvas.resize(rect[2], rect[3])
+            self._point(*self.pointer)
         self._doConnection()
 
     def _rename(self, rect: Rect) -> None:
@@ -317,8 +318,11 @@ class Engine(Handshake):
         self._doConnection()
 
     def _moved(self, rect: Rect) -> None:
-        self.pointer = (min(rect[0], self.canvas.width - 1), min(rect[1], self.canvas.height - 1))
+        self._point(rect[0], rect[1])
         self._doConnection()
+
+    def _point(self, x: int, y: int) -> None:
+        self.pointer = (min(x, self.canvas.width - 1), min(y, self.canvas.height - 1))
 
     def _led_rect(self, rect: Rect) -> None:
         self.expect(self._led_state, 1)

@@ -108,10 +108,11 @@ class Handshake(RFBClient):  # type: ignore[misc]
     # Handshake
 
     def _handleInitial(self) -> None:  # noqa: N802
-        if b"RFB 000.000\n" <= self._packet[:12] < b"RFB 003.003\n" and len(self._packet) >= 12:
-            raise RfbError(
-                f"the screen's server speaks RFB {readable(self._packet[4:11])}; 3.3 is the oldest known here"
-            )
+        head = bytes(self._packet[:12])
+        if not self._HEADER.startswith(head.translate(self._HEADER_TRANSLATE)):
+            raise RfbError("what answers is no VNC server: it does not begin with RFB's greeting")
+        if len(head) == len(self._HEADER) and head < b"RFB 003.003\n":
+            raise RfbError(f"the screen's server speaks RFB {readable(head[4:11])}; 003.003 is the oldest known here")
         super()._handleInitial()
 
     def _handleSecurityTypes(self, block: bytes) -> None:  # noqa: N802

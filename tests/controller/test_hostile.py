@@ -58,7 +58,7 @@ class Liar(Server):
 
 
 HOSTILE: dict[str, tuple[Callable[[], Server], str]] = {
-    "another protocol": (lambda: Liar(b"HTTP/1.1 200 OK\r\n"), "broke the protocol"),
+    "another protocol": (lambda: Liar(b"HTTP/1.1 200 OK\r\n"), "no VNC server"),
     "silence": (lambda: Liar(b""), "did not finish its greeting"),
     "a screen without end": (lambda: Liar(hello(65535, 65535)), "a screen of 65535x65535"),
     "a screen larger than any desktop of its profile": (lambda: Liar(hello(7680, 4320)), "a screen of 7680x4320"),

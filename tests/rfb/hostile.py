@@ -62,8 +62,8 @@ def rubbish(seed: int) -> Stream:
 
 def _in_greeting() -> dict[str, tuple[Stream, str]]:
     said: dict[str, tuple[bytes, str]] = {
-        "another protocol": (b"SSH-2.0-OpenSSH_9.2p1 Debian\r\n", "broke the protocol"),
-        "version of letters": (b"RFB aaa.bbb\n", "broke the protocol"),
+        "another protocol": (b"SSH-2.0-OpenSSH_9.2p1 Debian\r\n", "no VNC server"),
+        "version of letters": (b"RFB aaa.bbb\n", "no VNC server"),
         "version nought": (b"RFB 000.000\n", "speaks RFB 000.000"),
         "logins not known": (b"RFB 003.008\n\x03\x05\x13\x1e", "kind of login that is not known here (5, 19, 30)"),
         "255 logins not known": (b"RFB 003.008\n\xff" + b"\x77" * 255, "kind of login"),

@@ -84,8 +84,8 @@ def test_every_truncation_waits_without_an_error(server: str) -> None:
 
 
 BREACHES = {
-    "not rfb": (b"HTTP/1.1 200 OK\r\n", "invalid initial server response"),
-    "version nought": (b"RFB 000.000\n", "3.3 is the oldest"),
+    "not rfb": (b"HTTP/1.1 200 OK\r\n", "no VNC server"),
+    "version nought": (b"RFB 000.000\n", "003.003 is the oldest"),
     "unknown login": (b"RFB 003.008\n\x01\x13", "kind of login"),
     "no login, long reason": (b"RFB 003.008\n\x00\xff\xff\xff\xff", "4,294,967,295 bytes"),
     "turned away": (b"RFB 003.008\n\x00\x00\x00\x00\x04busy", "refused us: busy"),

@@ -1,13 +1,13 @@
 """The engine without a socket: fed by hand, and telling what it has made of it."""
 
 from cu_fleet.rfb.engine import Engine, Update
-from cu_fleet.rfb.handshake import RfbError
+from cu_fleet.rfb.handshake import MOST_PIXELS, RfbError
 
 
 class Told:
     """A wire and a listener in one, which asks for pictures as long as any come."""
 
-    def __init__(self, password: str | None = None) -> None:
+    def __init__(self, password: str | None = None, most_pixels: int = MOST_PIXELS) -> None:
         self.sent = bytearray()
         self.closed = 0
         self.updates = 0
@@ -15,7 +15,7 @@ class Told:
         self.texts: list[str | None] = []
         self.offers = 0
         self.rests = 0
-        self.engine = Engine(self, self, password)
+        self.engine = Engine(self, self, password, most_pixels)
 
     def write(self, data: bytes) -> None:
         self.sent += data
