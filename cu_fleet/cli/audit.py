@@ -71,7 +71,7 @@ def _row(entry: dict[str, Any]) -> list[output.Cell]:
         entry["what"],
         entry["lease"],
         entry["desktop"],
-        entry["generation"],
+        entry.get("generation"),
     )
     return [*what, result, _detail(entry)]
 
