@@ -10,9 +10,10 @@ import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 from pydantic import BaseModel
@@ -22,6 +23,7 @@ from cu_fleet.model import errors
 from cu_fleet.model.errors import BrokenError, FleetError, InvalidError, UnavailableError
 
 M = TypeVar("M", bound=BaseModel)
+Send = Callable[[httpx.Request], Awaitable[httpx.Response]]
 TIMEOUT = 60.0  # seconds without a byte of an answer, beyond what the call itself may wait
 CONNECT_TIMEOUT = 5.0
 _LONGEST_ADDRESS = 107  # bytes of a unix socket's path
@@ -39,7 +41,7 @@ class Wire:
     def __init__(self, *, url: str | None, token: str | None, home: Path, start: bool) -> None:
         self.url, self.home, self._start = url, home, start and url is None
         self._token = token
-        self._http: httpx.AsyncClient | None = None
+        self._send: Send | None = None
         self._starting = asyncio.Lock()
         self._held = AsyncExitStack()
 
@@ -52,7 +54,7 @@ class Wire:
         await self.call("GET", "/healthz")
 
     async def close(self) -> None:
-        self._http = None
+        self._send = None
         await self._held.aclose()
 
     async def call(
@@ -95,20 +97,19 @@ class Wire:
     ) -> AsyncIterator[httpx.Response]:
         """Ask, and read the answer as it comes; with `patience=None` however long it is silent."""
         given = {key: _plain(value) for key, value in (query or {}).items() if value is not None}
-        timeout = httpx.Timeout(CONNECT_TIMEOUT, read=None if patience is None else TIMEOUT + patience, write=TIMEOUT)
+        where = f"{path}?{urlencode(given)}" if given else path
+        waits = {"connect": CONNECT_TIMEOUT, "write": TIMEOUT, "pool": None}
+        waits["read"] = None if patience is None else TIMEOUT + patience
 
         async def send() -> httpx.Response:
-            http = self._client()
-            request = http.build_request(
+            return await self._ask(
                 method,
-                path,
+                where,
+                waits,
                 json=body,
-                params=given,
                 content=content,
                 headers={**self._authorization(token), **(headers or {})},
-                timeout=timeout,
             )
-            return await http.send(request, stream=True)
 
         with _words(self.where):
             answer = await self._sent(send, start and self._start)
@@ -134,7 +135,8 @@ class Wire:
     async def _answers(self) -> bool:
         """Whether a controller is there and speaks."""
         try:
-            answer = await self._client().get("/healthz", timeout=CONNECT_TIMEOUT)
+            answer = await self._ask("GET", "/healthz", dict.fromkeys(("connect", "read", "write"), CONNECT_TIMEOUT))
+            await answer.aread()
         except (httpx.TransportError, FileNotFoundError):
             return False
         return answer.status_code == 200
@@ -143,20 +145,24 @@ class Wire:
         token = token or self._token
         return {"Authorization": f"Bearer {token}"} if token else {}
 
-    def _client(self) -> httpx.AsyncClient:
+    async def _ask(self, method: str, where: str, waits: Mapping[str, float | None], **more: Any) -> httpx.Response:
+        """Straight to the transport: the rest of httpx's client, which we have no use for, costs as much again."""
+        send = self._send = self._send or self._way()
+        url = self._base.copy_with(raw_path=self._base.raw_path.rstrip(b"/") + where.encode("ascii"))
+        return await send(httpx.Request(method, url, extensions={"timeout": waits}, **more))
+
+    def _way(self) -> Send:
         """Made when it is first needed: a long socket path needs its folder open, which must exist by then."""
-        if self._http is None:
-            secure = bool(self.url and self.url.startswith("https:"))
-            limits = httpx.Limits(max_connections=None, keepalive_expiry=30)
-            uds = None if self.url else self._socket()
-            self._http = httpx.AsyncClient(
-                base_url=self.url or "http://localhost",
-                transport=None if secure else httpx.AsyncHTTPTransport(verify=False, uds=uds, limits=limits),
-                limits=limits,
-                trust_env=secure,  # a proxy is no way to this machine
-            )
-            self._held.push_async_callback(self._http.aclose)
-        return self._http
+        self._base = httpx.URL(self.url or "http://localhost")
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=30)
+        if self._base.scheme == "https":
+            client = httpx.AsyncClient(limits=limits)  # by a proxy, if the environment names one
+            self._held.push_async_callback(client.aclose)
+            return partial(client.send, stream=True)
+        uds = None if self.url else self._socket()
+        transport = httpx.AsyncHTTPTransport(verify=False, uds=uds, limits=limits, trust_env=False)
+        self._held.push_async_callback(transport.aclose)
+        return transport.handle_async_request
 
     def _socket(self) -> str:
         """The socket's path, short enough for an address, whatever the home's is."""
