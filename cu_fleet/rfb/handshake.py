@@ -61,6 +61,7 @@ class Handshake(RFBClient):  # type: ignore[misc]
         self._password = password
         self._most_pixels = most_pixels
         self._turn_ends = 0.0
+        self._entered = False  # a greeting is little work, and who refuses us hangs up at once
 
     def welcomed(self, width: int, height: int) -> None:
         """The server has let us in and named its screen."""
@@ -94,7 +95,7 @@ class Handshake(RFBClient):  # type: ignore[misc]
         self._already_expecting = True
         packet, start = self._packet, 0
         while self.error is None and len(packet) - start >= self._expected_len:
-            if start and self.clock() > self._turn_ends:
+            if self._entered and start and self.clock() > self._turn_ends:
                 self.transport.rest()
                 break
             end = start + self._expected_len
@@ -188,6 +189,7 @@ class Handshake(RFBClient):  # type: ignore[misc]
 
     def _handleServerName(self, block: bytes) -> None:  # noqa: N802
         self.name = readable(block)
+        self._entered = True
         self.welcomed(self.width, self.height)
 
     def expect_words(self, length: bytes, handler: Callable[[bytes], None]) -> None:

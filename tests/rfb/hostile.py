@@ -135,7 +135,7 @@ ENDLESS: dict[str, tuple[Stream, str]] = {
 
 
 @asynccontextmanager
-async def serving(stream: Stream, *, listens: bool = True, hangs_up: bool = True) -> AsyncIterator[socket.socket]:
+async def serving(stream: Stream, *, listens: bool = True, hangs_up: bool = False) -> AsyncIterator[socket.socket]:
     """Our end of a socket at whose other end this is said, all but the first of it when the first look has begun."""
     ours, theirs = socket.socketpair()
     reader, writer = await asyncio.open_connection(sock=theirs)

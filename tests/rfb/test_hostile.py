@@ -40,9 +40,9 @@ MOST_MEMORY = 64 << 20  # more than a process begins with; the largest screen he
 LITTLE = 2000  # messages, so that what ends after 10,000 ends sooner
 
 
-async def met(stream: Stream, *, listens: bool = True) -> FleetError:
+async def met(stream: Stream, *, listens: bool = True, hangs_up: bool = False) -> FleetError:
     """What a screen says of this server in the end, whatever is asked of it."""
-    async with serving(stream, listens=listens) as ours:
+    async with serving(stream, listens=listens, hangs_up=hangs_up) as ours:
         try:
             screen = await Screen.open(ours)
         except FleetError as e:
@@ -63,7 +63,7 @@ def test_nobody_bad_is_let_in(case: str) -> None:
     stream, words = IN_GREETING[case]
 
     async def body() -> None:
-        async with serving(stream) as ours:
+        async with serving(stream, hangs_up=True) as ours:
             with pytest.raises(RfbError) as e:
                 await Screen.open(ours)
             assert words in str(e.value)
@@ -76,7 +76,7 @@ def test_nobody_bad_is_let_in(case: str) -> None:
 @pytest.mark.parametrize("case", BREACHES)
 def test_a_breach_ends_the_connection_and_says_what_it_was(case: str) -> None:
     stream, words = BREACHES[case]
-    said = run(met(stream))
+    said = run(met(stream, hangs_up=case.startswith("gone")))
     assert words in str(said)
     assert said.code in ("screen_broken", "screen_lost", "wrong_size")
 
@@ -126,7 +126,7 @@ def test_rubbish_ends_in_words(seed: int) -> None:
 @pytest.mark.parametrize("said", [b"", b"RFB", b"RFB 003.008\n", HELLO[:20], HELLO])
 def test_a_server_that_falls_silent_is_given_up(said: bytes) -> None:
     async def body() -> None:
-        async with serving(lambda: iter((said,)), hangs_up=False) as ours:
+        async with serving(lambda: iter((said,))) as ours:
             with pytest.raises(TooLongError, match=r"did not finish its greeting within 0\.2 s") as e:
                 await Screen.open(ours, timeout=0.2)
             assert e.value.code == "screen_slow"
@@ -139,7 +139,6 @@ def test_a_greeting_that_drips_for_ever_is_given_up() -> None:
         async with (
             serving(
                 lambda: iter((b"RFB 003.008\n\xff" + b"\1" * 255 + b"\0\0\0\1\0\0\x0f\xff" + b"x" * 4000,)),
-                hangs_up=False,
             ) as far,
             slowed(far) as ours,
         ):
