@@ -123,6 +123,14 @@ class Hall:
         """What was delivered since it was asked last."""
         return [event for event in self.ask("events", "x") if motions or event[0] != "motion"]
 
+    def told(self, kind: str, count: int) -> list[Event]:
+        """What an application was told, once so many of a kind are there: a window manager may hold events back."""
+        told: list[Event] = []
+        last = time.monotonic() + 20.0
+        while sum(event[0] == kind for event in told) < count and time.monotonic() < last:
+            told += [event for event in self.ask("events") if event[0] != "motion"]
+        return told
+
     def held(self) -> dict[str, int]:
         return self.ask("held", "x")  # type: ignore[no-any-return]
 

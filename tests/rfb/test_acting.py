@@ -8,7 +8,7 @@ import pytest
 
 from cu_fleet.testing.screen_acting import ScreenActingContract
 from cu_fleet.testing.screen_stage import Stage
-from tests.rfb.stages import bare
+from tests.rfb.stages import bare, leased
 from tests.rfb.x11vnc import x11vnc
 from tests.rfb.xvnc import xvnc
 
@@ -49,6 +49,16 @@ class TestTigerVnc(ScreenActingContract):
         with xvnc() as server:
             async with bare(server) as stage:
                 yield stage
+
+
+class TestLocalDesktop(ScreenActingContract):
+    gaps = {**TIGERVNC}
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def stage(cls) -> AsyncIterator[Stage]:
+        async with leased() as stage:
+            yield stage
 
 
 class TestX11vnc(ScreenActingContract):
