@@ -13,7 +13,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from cu_fleet import __version__
-from cu_fleet.api import desktops, files, frames, leases, people, profiles, record, screen, service, snapshots
+from cu_fleet.api import desktops, files, frames, leases, people, profiles, record, screen, service, snapshots, ui
 from cu_fleet.api.direct import Direct, Operation
 from cu_fleet.api.guard import Guard
 from cu_fleet.api.problems import (
@@ -31,7 +31,7 @@ from cu_fleet.model.errors import FleetError
 if TYPE_CHECKING:
     from cu_fleet.controller import Controller
 
-_NOUNS = (leases, screen, frames, files, desktops, snapshots, people, profiles, record, service)
+_NOUNS = (leases, screen, ui, frames, files, desktops, snapshots, people, profiles, record, service)
 _DIRECT: dict[tuple[str, str], Operation] = {("GET", "screenshot"): screen.screenshot, ("POST", "actions"): screen.act}
 _OPEN = frozenset({"/healthz"})  # needs no token
 

@@ -96,12 +96,14 @@ def config(profile: Profile, boot: str) -> bytes:
 
 def environment(profile: Profile, uid: int = UID) -> dict[str, str]:
     return {
+        "ACCESSIBILITY_ENABLED": "1",  # Chromium and Qt tell what they show only if they are asked to from the start
         "DBUS_SESSION_BUS_ADDRESS": f"unix:path=/run/user/{uid}/bus",
         "DISPLAY": ":0",
         "HOME": HOME,
         "LANG": profile.locale,
         "LOGNAME": "agent",
         "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/games",
+        "QT_LINUX_ACCESSIBILITY_ALWAYS_ON": "1",
         "SHELL": "/bin/bash",
         "TZ": profile.timezone,
         "USER": "agent",

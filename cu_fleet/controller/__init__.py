@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cu_fleet.backends.base import Backend
+from cu_fleet.controller.accessible import Accessible
 from cu_fleet.controller.acting import Acting
 from cu_fleet.controller.actor import Actors
 from cu_fleet.controller.clock import Clock, RealClock
@@ -67,7 +68,8 @@ class Controller:
         supervising = Supervising(core, self.actors, leasing, ending)
         acting = Acting(core, self.actors, frames)
         self._inside = inside = Inside(core, self.actors, acting)
-        self.actors.beside, self.keeper.forget_inside = inside, inside.forget
+        self._accessible = accessible = Accessible(core, acting, inside)
+        self.actors.beside, self.keeper.forget_inside = inside, self._forget_inside
         self._snapshots = snapshots = Snapshots(core, self.actors, self.keeper)
         people = People(core)
         self._chronicle = chronicle = Chronicle(core)
@@ -91,6 +93,7 @@ class Controller:
         self.files, self.put_file = inside.files, inside.put_file
         self.get_file, self.remove_file = inside.get_file, inside.remove_file
         self.windows, self.focus, self.launch = inside.windows, inside.focus, inside.launch
+        self.ui, self.where = accessible.ui, accessible.where
         self.clipboard_get, self.clipboard_set = inside.clipboard_get, inside.clipboard_set
         self.exec, self.logs = inside.exec, inside.logs
         self.save, self.snapshots, self.delete_snapshot = snapshots.save, snapshots.listing, snapshots.delete
@@ -108,6 +111,10 @@ class Controller:
     def url(self, url: str | None) -> None:
         self._leasing.url = url
 
+    async def _forget_inside(self, desktop: str) -> None:
+        await self._inside.helpers.forget(desktop)
+        await self._accessible.helpers.forget(desktop)
+
     async def start(self) -> None:
         await self._frames.open()
         await self._recovery.recover()
@@ -121,7 +128,8 @@ class Controller:
         self.core.bell.ring()
         await self._passing.close()
         await self.keeper.close()
-        await self._inside.close()
+        await self._inside.helpers.close()
+        await self._accessible.helpers.close()
         await self.actors.close()
         await self._frames.close()
         await self._chronicle.anchor()

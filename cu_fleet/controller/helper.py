@@ -46,6 +46,9 @@ _CLASSES: dict[str, type[FleetError]] = {
     "taken": ConflictError,
     "not_focused": ConflictError,
     "unknown": UnsupportedError,
+    "no_atspi": UnsupportedError,
+    "stale": ConflictError,
+    "covered": ConflictError,
 }
 
 

@@ -4,15 +4,15 @@ All of it takes the same checks as an action, and is on record. `exec` is for op
 by the desktop's walls, not by gates. An agent starts only what its profile lists.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 
-from cu_fleet.backends.base import Exec, FileInfo, Files, Process
+from cu_fleet.backends.base import FileInfo, Files, Process
 from cu_fleet.controller.acting import Acting
 from cu_fleet.controller.actor import Actors
 from cu_fleet.controller.core import Core, stale
 from cu_fleet.controller.helper import SOURCE, Helper
+from cu_fleet.controller.helpers import Helpers, cannot, exec_of
 from cu_fleet.model.access import Caller, Role
 from cu_fleet.model.audit import redacted
 from cu_fleet.model.desktop import RUNNING, Desktop
@@ -31,8 +31,7 @@ class Inside:
         self.core = core
         self.actors = actors
         self.acting = acting
-        self._helpers: dict[str, tuple[str, Helper]] = {}
-        self._starting: dict[str, asyncio.Lock] = {}
+        self.helpers = Helpers(core, SOURCE)
 
     # files
 
@@ -65,7 +64,7 @@ class Inside:
         lease, desktop = await self.acting.allowed(who, lease_id, look=look)
         files = self.core.backend(desktop.backend).abilities.files
         if files is None:
-            raise _cannot(desktop, "files")
+            raise cannot(desktop, "files")
         return lease, desktop, files
 
     # the helper
@@ -124,22 +123,8 @@ class Inside:
                 await self._record(f"{do}.done", who, lease, {}, of=intent, result=result, began=began)
 
     async def _ask(self, desktop: Desktop, do: str, **args: object) -> dict[str, object]:
-        helper = await self._helper(desktop)
+        helper = await self.helpers.of(desktop)
         return await helper.call(do, timeout=_WITHIN, **args)
-
-    async def _helper(self, desktop: Desktop) -> Helper:
-        """The desktop's helper, started when it is first needed and again when it or its desktop began anew."""
-        async with self._starting.setdefault(desktop.id, asyncio.Lock()):
-            boot, helper = self._helpers.get(desktop.id, ("", None))
-            if helper and boot == desktop.boot and helper.alive:
-                return helper
-            if helper:
-                await helper.close()
-            start = self._exec_of(desktop).exec(desktop.handle, ["/usr/bin/python3", "-I", "-c", SOURCE])
-            process = await self.core.bounded(start, "start the helper")
-            helper = Helper(process, desktop.id)
-            self._helpers[desktop.id] = (desktop.boot, helper)
-            return helper
 
     # what the actor reaches a desktop by, beside its screen's server
 
@@ -167,17 +152,7 @@ class Inside:
         await (await self._helper_of(desktop_id)).call("lift")
 
     async def _helper_of(self, desktop_id: str) -> Helper:
-        return await self._helper(await self.core.read(lambda tx: self.core.get_desktop(tx, desktop_id)))
-
-    async def forget(self, desktop_id: str) -> None:
-        _, helper = self._helpers.pop(desktop_id, ("", None))
-        self._starting.pop(desktop_id, None)
-        if helper:
-            await helper.close()
-
-    async def close(self) -> None:
-        for desktop in list(self._helpers):
-            await self.forget(desktop)
+        return await self.helpers.of(await self.core.read(lambda tx: self.core.get_desktop(tx, desktop_id)))
 
     # operators
 
@@ -192,7 +167,7 @@ class Inside:
         facts: dict[str, object] = {"argv": list(argv), "cwd": cwd}
         await self.core.note(lambda tx: self.core.record(tx, "exec", who.who, desktop=desktop, facts=facts))
         return await self.core.bounded(
-            self._exec_of(desktop).exec(desktop.handle, argv, cwd=cwd, env=env), "run a command"
+            exec_of(self.core, desktop).exec(desktop.handle, argv, cwd=cwd, env=env), "run a command"
         )
 
     async def logs(self, who: Caller, key: str) -> str:
@@ -200,7 +175,7 @@ class Inside:
         desktop = await self.core.read(lambda tx: self.core.get_desktop(tx, key))
         logs = self.core.backend(desktop.backend).abilities.logs
         if logs is None:
-            raise _cannot(desktop, "logs")
+            raise cannot(desktop, "logs")
         return await self.core.bounded(logs.logs(desktop.handle), "show its logs")
 
     async def freeze(self, who: Caller, key: str, *, frozen: bool) -> Desktop:
@@ -209,7 +184,7 @@ class Inside:
         desktop = await self._running(key)
         ability = self.core.backend(desktop.backend).abilities.freeze
         if ability is None:
-            raise _cannot(desktop, "freezing")
+            raise cannot(desktop, "freezing")
         async with self.actors.of(desktop.id).turn:
             if frozen:
                 await self._mark_frozen(who, desktop.id, True)
@@ -240,12 +215,6 @@ class Inside:
             )
         return desktop
 
-    def _exec_of(self, desktop: Desktop) -> Exec:
-        ability = self.core.backend(desktop.backend).abilities.exec
-        if ability is None:
-            raise _cannot(desktop, "exec")
-        return ability
-
     async def _record(
         self,
         what: str,
@@ -263,14 +232,6 @@ class Inside:
                 tx, what, who.who, lease=lease, facts=facts, of=of, result=result, seconds=seconds
             )
         )
-
-
-def _cannot(desktop: Desktop, ability: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"desktop {desktop.id} is of backend {desktop.backend}, which has no {ability}",
-        code=f"no_{ability}",
-        backend=desktop.backend,
-    )
 
 
 async def _with_first(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

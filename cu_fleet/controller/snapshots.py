@@ -3,7 +3,7 @@
 from cu_fleet.backends.base import Snapshots as Ability
 from cu_fleet.controller.actor import Actors
 from cu_fleet.controller.core import Core, stale
-from cu_fleet.controller.inside import _cannot
+from cu_fleet.controller.helpers import cannot
 from cu_fleet.controller.keeper import Keeper
 from cu_fleet.model.access import Caller, Role
 from cu_fleet.model.desktop import NOT_GONE, RUNNING, Desktop, Event, Stage, moved
@@ -103,7 +103,7 @@ class Snapshots:
     def _ability(self, desktop: Desktop) -> Ability:
         ability = self.core.backend(desktop.backend).abilities.snapshots
         if ability is None:
-            raise _cannot(desktop, "snapshots")
+            raise cannot(desktop, "snapshots")
         return ability
 
 

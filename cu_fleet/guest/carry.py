@@ -9,7 +9,6 @@ that request's refusal. An argument ends at 128 KiB.
 from importlib.resources import files
 
 _PACKAGE = "cu_fleet.guest"
-_FIRST = f"{_PACKAGE}.helper"
 _NOT_OURS = ("__init__.py", "carry.py", "init.py", "backdrop.py")
 _FINDER = """\
 import sys
@@ -26,11 +25,13 @@ sys.meta_path.insert(0, Carried())
 """
 
 
-def carried() -> str:
-    """The program to give to `python3 -I -c`."""
+def carried(first: str = "helper") -> str:
+    """The program to give to `python3 -I -c`: the `main` of this module, with all others at hand."""
     packages = {"cu_fleet": "", _PACKAGE: ""}
     sources = {**packages, **{f"{_PACKAGE}.{name}": text for name, text in _modules()}}
-    return f"SOURCES = {sources!r}\nPACKAGES = {set(packages)!r}\n{_FINDER}from {_FIRST} import main\nmain()\n"
+    return (
+        f"SOURCES = {sources!r}\nPACKAGES = {set(packages)!r}\n{_FINDER}from {_PACKAGE}.{first} import main\nmain()\n"
+    )
 
 
 def _modules() -> list[tuple[str, str]]:

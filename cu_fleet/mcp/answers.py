@@ -9,6 +9,7 @@ from mcp_types import CallToolResult, ImageContent, TextContent
 
 from cu_fleet.model.errors import FleetError
 from cu_fleet.model.request import Acted, Shown
+from cu_fleet.model.ui import Ui, UiNode, UiWindow
 
 MOST_IMAGE = 700_000  # bytes; 4/3 of that as base64, within the megabyte that clients take
 CODE = "cu-fleet/code"  # in an error's `_meta`
@@ -30,6 +31,30 @@ def pictured(shown: Shown, before: str = "") -> Answer:
     if shown.unchanged:
         return said(text)
     return CallToolResult(content=[TextContent(text=text), image(shown.data, shown.media_type)])
+
+
+def listed(ui: Ui) -> str:
+    """Windows and elements, a line each."""
+    lines = [_window(window) for window in ui.windows]
+    lines += [f"{app} does not answer." for app in ui.silent]
+    lines += [_element(node) for node in ui.nodes]
+    if not ui.nodes:
+        lines.append("No elements found here.")
+    if ui.left_out:
+        lines.append("There are more: ask with role or text.")
+    return "\n".join(lines)
+
+
+def _window(window: UiWindow) -> str:
+    active = ", active" if window.active else ""
+    mute = "" if window.toolkit else ": tells nothing of what is in it, use the picture"
+    return f'Window "{window.title}" ({window.app}{f", {window.toolkit}" if window.toolkit else ""}{active}){mute}'
+
+
+def _element(node: UiNode) -> str:
+    value = f" = {node.value!r}" if node.value and node.value != node.name else ""
+    notes = f" ({', '.join(node.notes)})" if node.notes else ""
+    return f'{"  " * min(node.depth, 20)}{node.ref} {node.role} "{node.name}"{value}{notes} at {node.x},{node.y}'
 
 
 def acted(done: Acted) -> Answer:

@@ -26,6 +26,7 @@ Since = Annotated[
     str | None,
     Field(max_length=100, description="Id of the last picture you saw: sends no pixels if nothing has changed."),
 ]
+Ref = Annotated[str | None, Field(max_length=20, description="Of an element, from ui, instead of x and y.")]
 Held = Annotated[Modifiers, Field(description="Keys held meanwhile, such as ctrl or shift.")]
 Path = Annotated[str, Field(min_length=1, max_length=4096, description="Below ~/Shared in the desktop.")]
 
@@ -42,6 +43,20 @@ class Points(Acts):
     frame: Frame = None
 
 
+class AtPoint(Points):
+    """A point of the picture, or an element."""
+
+    x: X | None = None
+    y: Y | None = None
+    ref: Ref = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "AtPoint":
+        if (self.x is None) != (self.y is None) or (self.x is None) == (self.ref is None):
+            raise ValueError("give x and y, or the ref of an element")
+        return self
+
+
 class Screenshot(Acts):
     if_changed_since: Since = None
     pointer: bool = Field(False, description="Draw the mouse pointer.")
@@ -54,17 +69,13 @@ class Zoom(Points):
     height: int = Field(ge=1, le=65536)
 
 
-class Click(Points):
-    x: X
-    y: Y
+class Click(AtPoint):
     button: Button = "left"
     count: int = Field(1, ge=1, le=10, description="Clicks in quick succession; 3 selects a line.")
     modifiers: Held = ()
 
 
-class DoubleClick(Points):
-    x: X
-    y: Y
+class DoubleClick(AtPoint):
     button: Button = "left"
     modifiers: Held = ()
 
@@ -94,6 +105,7 @@ class Key(Acts):
 
 class Type(Acts):
     text: str = Field(description="Any Unicode; a line break presses Enter.")
+    ref: Ref = Field(None, description="An element from ui to click first, so that it has the focus.")
 
 
 class Wait(Acts):
@@ -121,6 +133,14 @@ class Window(Acts):
 class Launch(Acts):
     name: str = Field(max_length=100)
     args: list[str] = Field([], max_length=100, description="Words after the command, such as a file or a URL.")
+
+
+class Ui(Acts):
+    window: str = Field(
+        "", max_length=200, description="Part of a window's title or program; without it the active one."
+    )
+    role: str = Field("", max_length=100, description="Only such elements: button, entry, link, menu item, check box …")
+    text: str = Field("", max_length=500, description="Only elements with this in their name or value.")
 
 
 class FileGet(Acts):

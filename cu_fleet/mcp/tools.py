@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mcp_types import CallToolResult, TextContent, Tool, ToolAnnotations
 
 from cu_fleet.mcp import arguments as take
-from cu_fleet.mcp.answers import MOST_IMAGE, Answer, acted, image, pictured, said
+from cu_fleet.mcp.answers import MOST_IMAGE, Answer, acted, image, listed, pictured, said
 from cu_fleet.model.access import Caller
 from cu_fleet.model.action import parse_actions
 from cu_fleet.model.errors import InvalidError, TooLongError
@@ -134,13 +134,21 @@ async def zoom(at: At, ask: take.Zoom) -> Answer:
 
 
 async def _do(at: At, ask: take.Acts, kind: str, **more: Any) -> Answer:
-    given = ask.model_dump(exclude={"intent", "frame"})
+    given = ask.model_dump(exclude={"intent", "frame", "ref"})
     action = {"type": kind, **{key: _plain(value) for key, value in given.items()}, **more}
     return await _act(at, ask, [action])
 
 
+async def _point(at: At, ask: take.AtPoint) -> dict[str, int]:
+    """Where an element is that was told by its reference."""
+    if ask.ref is None:
+        return {}
+    x, y = await at.fleet.where(at.who, at.lease, ask.ref)
+    return {"x": x, "y": y}
+
+
 async def _act(at: At, ask: take.Acts, actions: list[dict[str, Any]], shot: Shot | None = None) -> Answer:
-    frame = ask.frame if isinstance(ask, take.Points) else None
+    frame = ask.frame if isinstance(ask, take.Points) and getattr(ask, "ref", None) is None else None
     done = await at.fleet.act(at.who, at.lease, parse_actions(actions), shot=shot, intent=ask.intent, frame=frame)
     return acted(done)
 
@@ -151,14 +159,14 @@ def _plain(value: object) -> object:
 
 @_tool("Click", take.Click)
 async def click(at: At, ask: take.Click) -> Answer:
-    """Clicks at a point. Take a screenshot to see what came of it, or use act for several steps in one call."""
-    return await _do(at, ask, "click")
+    """Clicks at a point, or an element. Take a screenshot to see what came of it, or use act for several steps."""
+    return await _do(at, ask, "click", **await _point(at, ask))
 
 
 @_tool("Double-click", take.DoubleClick)
 async def double_click(at: At, ask: take.DoubleClick) -> Answer:
-    """Clicks twice at a point: opens a file, selects a word."""
-    return await _do(at, ask, "click", count=2)
+    """Clicks twice at a point, or an element: opens a file, selects a word."""
+    return await _do(at, ask, "click", count=2, **await _point(at, ask))
 
 
 @_tool("Drag", take.Drag)
@@ -187,8 +195,12 @@ async def key(at: At, ask: take.Key) -> Answer:
 
 @_tool("Type text", take.Type)
 async def type_(at: At, ask: take.Type) -> Answer:
-    """Types text into whatever has the keyboard's focus; click there first."""
-    return await _do(at, ask, "type")
+    """Types text into whatever has the keyboard's focus; click there first, or name the element."""
+    typed = {"type": "type", "text": ask.text}
+    if ask.ref is None:
+        return await _act(at, ask, [typed])
+    x, y = await at.fleet.where(at.who, at.lease, ask.ref)
+    return await _act(at, ask, [{"type": "click", "x": x, "y": y}, typed])
 
 
 @_tool("Wait", take.Wait, reads=True)
@@ -247,6 +259,14 @@ async def launch(at: At, ask: take.Launch) -> Answer:
     """Starts one of these programs on your desktop; its window takes a moment: wait for a change."""
     started = await at.fleet.launch(at.who, at.lease, ask.name, ask.args)
     return said(f"Started {ask.name}: {json.dumps(started)}")
+
+
+@_tool("Read what is on the screen", take.Ui, _helper, reads=True)
+async def ui(at: At, ask: take.Ui) -> Answer:
+    """Lists buttons, fields, links and texts of a window as its program names them, each with a ref that click and type
+    take, and its place. Exact where pictures are not; but some programs tell nothing of themselves."""
+    wanted = {"window": ask.window, "role": ask.role, "text": ask.text}
+    return said(listed(await at.fleet.ui(at.who, at.lease, intent=ask.intent, **wanted)))
 
 
 @_tool("Take a file out", take.FileGet, _files, reads=True)
