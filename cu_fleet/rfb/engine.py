@@ -195,7 +195,7 @@ class Engine(Handshake):
         elif flags & clipboard.PROVIDE and flags & clipboard.TEXT:
             self._heard_noise(0 if self._texts_asked else _LABOUR)
             self._texts_asked = 0
-            self.listener.provided(clipboard.provided(block[4:]))
+            self.listener.provided(_provided(block[4:]))
         elif flags & clipboard.REQUEST and self._offer is not None:
             self._provision = self._provision or clipboard.provide(self._offer)
             self.transport.write(self._provision)
@@ -370,6 +370,13 @@ class Engine(Handshake):
         Encoding.PSEUDO_VMWARE_CURSOR_POSITION: _moved,
         Encoding.PSEUDO_QEMU_LED_STATE: _led_rect,
     }
+
+
+def _provided(payload: bytes) -> str | None:
+    try:
+        return clipboard.provided(payload)
+    except ValueError as e:
+        raise RfbError(f"the screen's server sent {e}") from None
 
 
 def _latin1(text: str) -> bytes:

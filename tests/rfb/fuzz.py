@@ -2,12 +2,14 @@
 
     python -m tests.rfb.fuzz --seconds 60 [--seed N]
 
-Each stream is read whole, and again in pieces; `flaws` says what must hold then. What does not is written to
-`recorded/found`, where the tests read it ever after. A stream that had the reader do something new, by what it said in
-the end and how far it got, joins those that are flawed further.
+Each stream is read whole, and again in pieces; `flaws` says what must hold then. Some are said to a whole `Screen` of
+which all is asked meanwhile. What does not hold is written to `recorded/found`, where the tests read it ever after. A
+stream that had the reader do something new, by what it said in the end and how far it got, joins those that are flawed
+further.
 """
 
 import argparse
+import asyncio
 import hashlib
 import random
 import re
@@ -18,10 +20,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
+from cu_fleet.model.errors import FleetError
 from cu_fleet.rfb import clipboard
+from cu_fleet.rfb.canvas import Frame
 from cu_fleet.rfb.handshake import MOST_WORDS
+from cu_fleet.rfb.screen import Screen
 from tests.rfb import record
+from tests.rfb.hostile import PIXEL, serving
 from tests.rfb.told import Told, state
 from tests.rfb.wire import HELLO, INIT, cut_text, fence, rect, update
 
@@ -36,6 +43,17 @@ _HUGE = [0, 1, 4, 64, 65, 4096, 4097, 1 << 20, (1 << 20) + 1, 64 << 20, (1 << 31
 _ENCODINGS = [0, 0, 0, 1, 1, 1, -239, -314, -223, -224, -307, -261, 0x574D5666]
 _UNKNOWN = [5, 16, -308, -312, -313, -316, 1 << 31 >> 1]
 
+_ASKED: list[tuple[Any, ...]] = [
+    ("frame",),
+    ("frame", True),
+    ("refresh",),
+    ("sync",),
+    ("mark",),
+    ("clipboard",),
+    ("set_clipboard", "Gr\u00fc\u00dfe"),
+    ("wait_change", 0),
+    ("wait_stable", 0.01),
+]
 Chance = random.Random
 
 
@@ -204,7 +222,7 @@ def _breaches(told: Told) -> Iterator[str]:
         yield f"it ended {len(said)} times and hung up {told.closed} times"
     if any(not words.isprintable() or len(words) > MOST_WORDS + 200 for words in said):
         yield f"it says {said!r}"
-    if any("rubbish" in words and "ValueError: clipboard data" not in words for words in said):
+    if any("rubbish" in words for words in said):
         yield f"nobody foresaw it: {said[0]}"
     if len(canvas.data) != canvas.width * canvas.height * 4 or canvas.width * canvas.height > MOST_PIXELS:
         yield f"a picture of {canvas.width}x{canvas.height} has {len(canvas.data)} bytes"
@@ -221,7 +239,29 @@ def _breaches(told: Told) -> Iterator[str]:
 def end(told: Told) -> str:
     """Why it ended, without what differs from stream to stream."""
     words = str(told.errors[0]) if told.errors else "waits for more"
-    return re.sub(r"[\d,]+", "N", re.sub(r"(refused us|speaks RFB|server response).*", r"\1", words))
+    return re.sub(r"[\d,]+", "N", re.sub(r"(refused us|speaks RFB|not inflate|not known here).*", r"\1", words))
+
+
+async def misuse(said: bytes, chance: Chance) -> list[str]:
+    """What goes wrong with a screen whose server lets us in and then says this, while all is asked of it."""
+    wrong: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(f"unseen: {context}"))
+    async with serving(lambda: iter((HELLO, PIXEL, said)), hangs_up=chance.random() < 0.5) as ours:
+        try:
+            screen = await Screen.open(ours, timeout=5, most_pixels=MOST_PIXELS)
+        except FleetError as e:
+            return [str(e)] if "rubbish" in str(e) else []
+        asked = [getattr(screen, name)(*args, timeout=0.05) for name, *args in chance.choices(_ASKED, k=5)]
+        answers: list[object] = list(await asyncio.gather(*asked, return_exceptions=True))
+        await screen.close()
+        wrong += [f"{answer!r}" for answer in (*answers, await screen.lost) if _unforeseen(answer)]
+    return wrong
+
+
+def _unforeseen(answer: object) -> bool:
+    if isinstance(answer, Frame):
+        return len(answer.pixels) != answer.width * answer.height * 4
+    return isinstance(answer, BaseException) and (not isinstance(answer, FleetError) or "rubbish" in str(answer))
 
 
 def shape(told: Told) -> tuple[object, ...]:
@@ -250,8 +290,17 @@ class Fuzzer:
             return b"".join([greeting(chance), *(message(chance) for _ in range(chance.choice([1, 3, 10, 40])))])
         return flawed(chance.choice(self.pool), chance, self.pool)
 
+    def talk(self) -> bytes:
+        """What is said to a whole screen, after its greeting."""
+        said = b"".join(message(self.chance) for _ in range(self.chance.choice([1, 3, 10, 40])))
+        return flawed(said, self.chance, self.pool) if self.chance.random() < 0.5 else said
+
     def step(self) -> Iterator[tuple[bytes, str]]:
         """One stream; it and what is wrong with it, if something is."""
+        if self.chance.random() < 0.02:
+            said = self.talk()
+            for flaw in asyncio.run(misuse(said, self.chance)):
+                yield HELLO + PIXEL + said, flaw
         data, password = self.stream(), self.chance.choice([*[None] * 9, PASSWORD])
         for flaw in flaws(data, password, self.chance):
             yield data, flaw

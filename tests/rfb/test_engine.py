@@ -106,7 +106,7 @@ BREACHES = {
     "gigabyte of clipboard": (HELLO + cut_text(b"", 1 << 30), "clipboard of 1,073,741,824"),
     "gigabyte of extended clipboard": (HELLO + cut_text(b"", -(1 << 30)), "clipboard of 1,073,741,824"),
     "clipboard without flags": (HELLO + cut_text(b"ab", -2), "without its flags"),
-    "clipboard of rubbish": (HELLO + cut_text(struct.pack("!I", 1 << 28 | 1) + b"xxxx", -8), "rubbish"),
+    "clipboard of rubbish": (HELLO + cut_text(struct.pack("!I", 1 << 28 | 1) + b"xxxx", -8), "does not inflate"),
     "long fence": (HELLO + struct.pack("!BxxxIB", 248, 0, 65), "fence with 65"),
     "bells for ever": (HELLO + b"\2" * (MOST_NOISE + 1), "nobody asked for"),
     "fences for ever": (HELLO + fence(b"x") * (MOST_NOISE + 1), "nobody asked for"),

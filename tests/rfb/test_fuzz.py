@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.rfb.fuzz import FOUND, PASSWORD, Fuzzer, flaws
+from tests.rfb.fuzz import FOUND, PASSWORD, Fuzzer, flaws, misuse
 from tests.rfb.hostile import ALPHA, LEDS, MOVED, NAME, SIZE, hello
 from tests.rfb.told import Told, fed, state
 from tests.rfb.wire import cut_text, fence, rect, update
+from tests.support import run
 
 STREAMS = 2000
 EDGE = 6
@@ -23,6 +24,13 @@ def test_thousands_of_flawed_streams_break_no_rule() -> None:
     assert not found
     assert len(fuzzer.ends) > 15, "streams that all end alike test nothing"
     assert fuzzer.ends["waits for more"] > STREAMS // 10
+
+
+def test_a_whole_screen_bears_whatever_is_said_to_it_while_all_is_asked_of_it() -> None:
+    fuzzer = Fuzzer(seed=21)
+    for _ in range(20):
+        said = fuzzer.talk()
+        assert run(misuse(said, fuzzer.chance)) == [], said[:200].hex()
 
 
 @pytest.mark.parametrize("password", [None, PASSWORD])
@@ -126,7 +134,7 @@ def made_of(told: Told) -> tuple[object, ...]:
     return size, bytes(engine.canvas.data), said, engine.bells, told.texts, told.updates, told.errors
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(conversations())
 def test_right_messages_are_read_as_they_are_meant_wherever_they_are_cut(talk: tuple[Model, bytes]) -> None:
     model, data = talk
