@@ -159,6 +159,12 @@ class Meter(Protocol):
     async def usage(self, handle: Handle) -> Usage: ...
 
 
+class Disk(Protocol):
+    async def used(self, handle: Handle) -> int:
+        """Bytes on this machine's disk that the desktop has written, whatever it did to hide them."""
+        ...
+
+
 @dataclass(frozen=True)
 class Check:
     """One line of `doctor`: what was looked at, how it is, and the command that mends it."""
@@ -181,6 +187,7 @@ class Abilities:
     network: Network | None = None
     logs: Logs | None = None
     meter: Meter | None = None
+    disk: Disk | None = None
 
 
 class Backend(Protocol):

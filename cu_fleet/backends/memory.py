@@ -54,6 +54,7 @@ class MemoryBackend:
             network=_Network(),
             logs=_Logs(self),
             meter=_Meter(self),
+            disk=_Disk(self),
         )
 
     def desktop(self, desktop: str) -> MemoryDesktop:
@@ -193,6 +194,12 @@ class _Meter(_Ability):
         desktop = self.backend.of(handle)
         size = len(desktop.screen.pixels) + sum(len(f.data) for f in desktop.files.values())
         return Usage(memory_bytes=size, processes=1 + len(desktop.processes), cpu_seconds=0.0)
+
+
+class _Disk(_Ability):
+    async def used(self, handle: Handle) -> int:
+        desktop = self.backend.of(handle)
+        return sum(len(file.data) for files in (desktop.files, desktop.slot) for file in files.values())
 
 
 class _Files(_Ability):

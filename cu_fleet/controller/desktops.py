@@ -8,8 +8,8 @@ from cu_fleet import __version__
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.keeper import Keeper
 from cu_fleet.model.access import Caller, Role
-from cu_fleet.model.desktop import NOT_GONE, TAKES_ROOM, Desktop, Event, Stage, moved
-from cu_fleet.model.errors import ConflictError
+from cu_fleet.model.desktop import NOT_GONE, TAKES_ROOM, Desktop, Event, Handle, Stage, moved
+from cu_fleet.model.errors import ConflictError, FleetError
 from cu_fleet.model.lease import LIVE, Lease, LeaseState
 from cu_fleet.model.offer import Offer
 from cu_fleet.model.profile import Profile
@@ -37,9 +37,23 @@ class Desktops:
 
         def work(tx: Tx) -> DesktopView:
             desktop = self.core.get_desktop(tx, key)
+            handles.append((desktop.backend, desktop.handle))
             return desktop_view(desktop, self.core.holder_of(tx, desktop.id))
 
-        return await self.core.read(work)
+        handles: list[tuple[str, Handle]] = []
+        view = await self.core.read(work)
+        return view.model_copy(update=await self._disk(*handles[-1], view.profile))
+
+    async def _disk(self, backend: str, handle: Handle, profile: str) -> dict[str, int]:
+        """What it has written, and may write, where that is bounded."""
+        disk = self.core.backends[backend].abilities.disk if backend in self.core.backends else None
+        if disk is None or not handle or profile not in self.core.profiles:
+            return {}
+        limit = {"disk_limit": self.core.profile(profile).limits.disk}
+        try:
+            return limit | {"disk_bytes": await self.core.bounded(disk.used(handle), "measure its disk")}
+        except FleetError:
+            return limit  # it ends at this moment
 
     async def remove(self, who: Caller, key: str) -> None:
         """Take a desktop away that nobody holds; a named one loses its state for good."""

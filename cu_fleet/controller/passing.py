@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from cu_fleet.controller.bounding import Bounding
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.ending import Ending
 from cu_fleet.controller.record import Chronicle
@@ -18,7 +19,7 @@ _IDLE = 3600.0
 
 
 class Passing:
-    """Three owned tasks: deadlines, heartbeat and anchor, sweep."""
+    """Four owned tasks: deadlines, heartbeat and anchor, sweep, disk."""
 
     def __init__(self, core: Core, ending: Ending, chronicle: Chronicle, sweeper: Sweeper) -> None:
         self.core = core
@@ -33,6 +34,7 @@ class Passing:
             asyncio.create_task(self._deadlines(), name="deadlines"),
             asyncio.create_task(self._repeat(every, self._beat), name="heartbeat"),
             asyncio.create_task(self._repeat(_SWEEP_EVERY, self._sweep), name="sweep"),
+            asyncio.create_task(Bounding(self.core, self.ending).watch(), name="disk"),
         ]
 
     async def close(self) -> None:

@@ -48,6 +48,7 @@ class Limits(Value):
     memory: Size = 2 << 30
     processes: int = Field(512, ge=16)
     cpus: float = Field(2.0, gt=0)
+    disk: Size = 4 << 30  # all that a desktop has written: past it, it stands still and its lease is paused
 
 
 class Launchable(Value):

@@ -97,6 +97,8 @@ class DesktopView(Value):
     note: str
     created_at: str
     ready_at: str | None
+    disk_bytes: int | None = None  # what it has written, if it was measured for this view
+    disk_limit: int | None = None
 
 
 def desktop_view(desktop: Desktop, lease: Lease | None) -> DesktopView:

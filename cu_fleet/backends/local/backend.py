@@ -18,7 +18,7 @@ from cu_fleet.backends.base import (
     Spec,
     Usage,
 )
-from cu_fleet.backends.local import checks, processes
+from cu_fleet.backends.local import checks, disk, processes
 from cu_fleet.backends.local.house import House, in_thread
 from cu_fleet.backends.local.launch import Launch, Pipes
 from cu_fleet.backends.local.layout import Desk
@@ -43,6 +43,7 @@ class LocalBackend:
             network=_Network(),
             logs=_Logs(self),
             meter=_Meter(self),
+            disk=_Disk(self),
         )
 
     def desk(self, handle: Handle) -> Desk:
@@ -183,3 +184,10 @@ class _Logs(_Ability):
 class _Meter(_Ability):
     async def usage(self, handle: Handle) -> Usage:
         return await in_thread(lambda: processes.usage(self.house.running(self.backend.desk(handle)).pid))
+
+
+class _Disk(_Ability):
+    async def used(self, handle: Handle) -> int:
+        desk = self.backend.desk(handle)
+        first = await in_thread(self.house.first, desk)
+        return await disk.used(desk.dir, first.pid if first else None)

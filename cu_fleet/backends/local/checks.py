@@ -12,6 +12,7 @@ from cu_fleet.model.errors import FleetError
 from cu_fleet.model.profile import Profile
 
 _NOBODY = 65534
+_LEAST_ROOM = 1 << 30
 _APPARMOR = """abi <abi/4.0>,
 include <tunables/global>
 profile bwrap /usr/bin/bwrap flags=(unconfined) {
@@ -34,6 +35,7 @@ async def all_checks(home: Path, cgroups: Cgroups, profile: Profile | None) -> l
         _home(home),
         await _namespaces(),
         await asyncio.to_thread(_limits, cgroups, profile),
+        _disk(home, profile),
     ]
     if profile is not None:
         found += [_profile(profile), *_offered(profile)]
@@ -125,6 +127,17 @@ def _limits(cgroups: Cgroups, profile: Profile | None) -> Check:
     hint = "" if os.geteuid() == 0 else "; as an ordinary user: systemd-run --user --scope -p Delegate=yes cu-fleet up"
     detail = f"enforced: {', '.join(enforced) or 'nothing'}; not enforced: {why}{hint}"
     return Check("limits", False, detail, needed=insist)
+
+
+def _disk(home: Path, profile: Profile | None) -> Check:
+    """No quota is needed, and so none is looked for: the controller measures."""
+    found = os.statvfs(next(path for path in (home, *home.parents) if path.exists()))
+    left = found.f_bavail * found.f_frsize
+    wanted = profile.limits.disk if profile else _LEAST_ROOM
+    detail = f"{left >> 20} MB are left; desktops are measured while it fills up, and past limits.disk they are frozen"
+    if left >= wanted:
+        return Check("disk", True, detail)
+    return Check("disk", False, f"{detail}, but less is left than one may write, {wanted >> 20} MB", needed=False)
 
 
 def _profile(profile: Profile) -> Check:

@@ -23,6 +23,7 @@ _TMP = "/tmp"  # noqa: S108  # the desktop's own
 _X_SOCKETS = f"{_TMP}/.X11-unix"
 _ROOTS = ("/usr", "/opt")
 _MERGED = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")  # links into /usr on most machines
+_SHM = "/dev/shm"  # noqa: S108  # the desktop's own
 _SCRATCH = str(256 << 20)  # most that /run, and as much that /var, may hold; it is the desktop's memory
 # A shell starts Xvnc and then becomes init, so that neither waits for the other's loading.
 _BEGIN = f"""exec </dev/null >>{guest.RUN}/log 2>&1
@@ -87,7 +88,8 @@ def arguments(folder: Path, etc: Path, profile: Profile, label: str) -> list[str
         elif path.exists():
             args += ["--ro-bind", str(path), str(path)]
     args += ["--ro-bind", str(etc), "/etc", "--perms", "0755", "--dir", "/home"]
-    args += ["--dev", "/dev", "--proc", "/proc", "--ro-bind", "/dev/null", "/proc/keys"]
+    args += ["--dev", "/dev", "--perms", "1777", "--size", str(profile.limits.memory // 2), "--tmpfs", _SHM]
+    args += ["--remount-ro", "/dev", "--proc", "/proc", "--ro-bind", "/dev/null", "/proc/keys"]
     args += ["--size", _SCRATCH, "--tmpfs", "/run", "--size", _SCRATCH, "--tmpfs", "/var"]
     args += ["--perms", "1777", "--dir", "/var/tmp", "--symlink", "/run", "/var/run"]  # noqa: S108  # inside
     args += ["--ro-bind-try", "/var/cache/fontconfig", "/var/cache/fontconfig"]
