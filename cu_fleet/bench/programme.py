@@ -29,7 +29,7 @@ SCENES: dict[Scene, tuple[str, ...]] = {
         *("click-http", "click-client", "actions", "actions-batch"),
         *("key-to-frame-http", "key-to-frame-client", "type-1000"),
     ),
-    soaking: ("soak-memory", "soak-descriptors", "soak-clients", "soak-rate"),
+    soaking: tuple(f"soak-{what}" for what in ("memory", "descriptors", "threads", "tasks", "clients", "rate")),
 }
 ON_DEMAND = SCENES[soaking]  # too long for a run of everything
 ROWS = tuple(row for rows in SCENES.values() for row in rows)

@@ -1,6 +1,8 @@
 """Desktops as operators see them: listed, shown, taken away; and how the whole fleet is."""
 
+import asyncio
 import os
+import threading
 from collections import Counter
 from typing import Any
 
@@ -143,5 +145,7 @@ class Desktops:
         gauge("reserved_bytes", "Memory set aside.", {"": status["capacity"]["reserved_bytes"]})
         gauge("audit_entries", "Entries of the audit record.", {"": status["audit"]["entries"]})
         gauge("audit_broken", "1 when the audit record was cut or rewritten.", {"": bool(status["audit"]["alarm"])})
+        gauge("tasks", "What the controller has under way, this answer among it.", {"": len(asyncio.all_tasks())})
+        gauge("threads", "Its threads.", {"": threading.active_count()})
         gauge("started_at_seconds", "When the controller started.", {"": self.started_at})
         return "\n".join(lines) + "\n"
