@@ -1,6 +1,7 @@
 """A desktop whose server turns on us, under a real controller: its lease hears why, it is replaced, and nobody else
 notices. Coming back to a screen is automatic, and bounded."""
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +18,7 @@ from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import BrokenError, FleetError
 from cu_fleet.model.lease import LeaseState
 from cu_fleet.model.request import Shot
+from cu_fleet.model.view import LeaseView
 from tests.controller.fleet import ANA, Fleet, profile, running
 from tests.guest.test_helper_outside import Scripted, reply, with_helper
 from tests.rfb.hostile import SIZE, hello
@@ -116,6 +118,44 @@ async def works(fleet: Fleet, lease: str) -> None:
     assert (await fleet.controller.act(who, lease, PRESS, shot=Shot())).done[0].ok
 
 
+def cut(fleet: Fleet, lease: LeaseView) -> None:
+    """Break off whatever is connected to the lease's desktop."""
+    for viewer in list(fleet.backend.desktop(lease.desktop or "").screen._viewers):  # noqa: SLF001
+        viewer.cut()
+
+
+def test_a_screen_that_breaks_off_now_and_then_is_connected_again_each_time(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with running(tmp_path) as fleet:
+            lease = await fleet.granted("a")
+            actor = fleet.controller.actors.of(lease.desktop or "")
+            for _ in range(8):
+                before = actor.screen
+                cut(fleet, lease)
+                await until(lambda before=before: actor.screen not in (None, before))  # type: ignore[misc]
+                await works(fleet, lease.lease)
+                await fleet.clock.advance(20)
+            assert (await fleet.controller.lease(ANA, lease.lease)).state == LeaseState.ACTIVE.value
+
+    run(body(), timeout=60)
+
+
+def test_who_finds_a_screen_broken_off_at_the_same_time_shares_one_new_connection(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with running(tmp_path) as fleet:
+            lease = await fleet.granted("a")
+            who = await fleet.controller.caller(fleet.lease_token(lease.lease))
+            actor = fleet.controller.actors.of(lease.desktop or "")
+            before = actor.screen
+            cut(fleet, lease)
+            await until(lambda: actor.screen is not before, every=0)
+            acts = [fleet.controller.act(who, lease.lease, PRESS) for _ in range(5)]
+            assert all(acted.done[0].ok for acted in await asyncio.gather(*acts))
+            await until(lambda: len(fleet.backend.desktop(lease.desktop or "").screen._viewers) == 1)  # noqa: SLF001
+
+    run(body(), timeout=60)
+
+
 @pytest.mark.parametrize("case", [pytest.param(x, marks=[] if x in QUICK else [pytest.mark.slow]) for x in HOSTILE])
 def test_a_desktop_that_turns_hostile_is_replaced_and_nobody_else_notices(tmp_path: Path, case: str) -> None:
     make, words = HOSTILE[case]
@@ -124,8 +164,7 @@ def test_a_desktop_that_turns_hostile_is_replaced_and_nobody_else_notices(tmp_pa
         async with turning(tmp_path, backend_timeout=0.5) as (fleet, backend):
             bad, good = await fleet.granted("a"), await fleet.granted("b")
             backend.by[bad.desktop or ""] = make
-            for viewer in list(fleet.backend.desktop(bad.desktop or "").screen._viewers):  # noqa: SLF001
-                viewer.cut()
+            cut(fleet, bad)
             await until(lambda: backend.connections)
             await works(fleet, good.lease)
             view = bad
