@@ -181,6 +181,12 @@ def keysym(name: str) -> int:
     return found
 
 
+def name_of(sym: int) -> str:
+    """X's name of a key, or its character."""
+    known = {each: name for name, each in NAMES.items()}
+    return known.get(sym) or (chr(sym & 0xFFFFFF) if sym >> 24 == 1 else f"0x{sym:x}")
+
+
 def combo(text: str) -> tuple[int, ...]:
     """The keysyms of `ctrl+shift+t` in the order they are pressed."""
     names = _split(text)
@@ -250,10 +256,9 @@ def _cased(sym: int, shift: bool) -> int:
 
 def _unknown(name: str) -> InvalidError:
     close = difflib.get_close_matches(_plain(name)[:40], _SPELLINGS, n=3, cutoff=0.6)
-    known = {sym: key for key, sym in reversed(NAMES.items())}
     return InvalidError(
         f"there is no key {name[:80]!r}",
-        remedy="did you mean " + " or ".join(dict.fromkeys(known[_SPELLINGS[word]] for word in close))
+        remedy="did you mean " + " or ".join(dict.fromkeys(name_of(_SPELLINGS[word]) for word in close))
         if close
         else "use names such as a, enter, pageup, F5, ctrl, super or any X keysym's name",
         code="bad_key",

@@ -3,18 +3,25 @@
 A server that loses its client lifts that client's keys, but TigerVNC leaves a button down. So the first thing that new
 hands do, or `release_all` with them, is to lift the buttons of whoever was there before.
 
-QEMU passes keys on to its machine one every 10 ms, drops them beyond a few hundred, and lets the pointer overtake them.
-It presses no shift by itself either: "A" alone arrives as "a". There keys are sent no faster than they are passed on.
+QEMU passes keys on to its machine one every 10 ms, drops them beyond a few hundred, and lets the pointer overtake them;
+of quick turns of the wheel it loses most. So there events are sent no faster than they are passed on. It presses no
+shift by itself ("A" alone arrives as "a"), cuts keysyms to 16 bits, so that some arrive as others, and takes ctrl+alt
+and a digit for itself, to show what may be its own monitor: what would become of that is refused.
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from cu_fleet.model.errors import FleetError
+from cu_fleet.model.errors import FleetError, UnsupportedError
+from cu_fleet.model.keys import NAMES
 from cu_fleet.rfb.screen import Screen
 
 _QEMU_KEY = 0.01  # seconds from one key to the next
+_QEMU_BUTTON = 0.005
+_CTRLS = frozenset(NAMES[name] for name in ("Control_L", "Control_R"))
+_ALTS = frozenset(NAMES[name] for name in ("Alt_L", "Alt_R", "Meta_L", "Meta_R"))
+_DIGITS = frozenset(map(ord, "123456789!@#$%^&*("))
 
 
 class Extra:
@@ -53,8 +60,7 @@ class Fingers:
         self.keys: list[int] = []  # down, in the order they went down
         self.buttons = 0
         self.new = True  # a button may be down from an earlier connection
-        self.makes_shift = not screen.name.startswith("QEMU")
-        self._gap = 0.0 if self.makes_shift else _QEMU_KEY
+        self.qemu = screen.name.startswith("QEMU")
         self._passed_on = 0.0  # when the server will have passed on what was sent
 
     @property
@@ -77,6 +83,10 @@ class Fingers:
 
     def key(self, sym: int, *, down: bool) -> None:
         self.guard()
+        if self.qemu and down and sym in _DIGITS and _CTRLS & set(self.keys) and _ALTS & set(self.keys):
+            raise UnsupportedError(
+                "the screen's server, QEMU, keeps ctrl+alt and a digit for itself", code="no_such_key"
+            )
         if sym in self.keys:
             self.keys.remove(sym)
         if down:
@@ -87,6 +97,7 @@ class Fingers:
         self.guard()
         if buttons is not None:
             self.buttons = buttons
+            self._pass_on(_QEMU_BUTTON)
         here = self.screen.pointer
         self.screen.pointer_event(here[0] if x is None else x, here[1] if y is None else y, self.buttons)
 
@@ -98,7 +109,7 @@ class Fingers:
         await self.extra.press(name, down, *self.screen.pointer)
 
     async def passed_on(self) -> None:
-        """Return when the server has passed on all keys, so that what follows does not overtake them."""
+        """Return when the server has passed on all that was sent, so that nothing is lost or overtaken."""
         if (left := self._passed_on - time.monotonic()) > 0:
             await asyncio.sleep(left)
 
@@ -126,6 +137,9 @@ class Fingers:
             await self.extra.lift()
 
     def _send(self, sym: int, down: bool) -> None:
-        if self._gap:
-            self._passed_on = max(self._passed_on, time.monotonic()) + self._gap
+        self._pass_on(_QEMU_KEY)
         self.screen.key_event(sym, down)
+
+    def _pass_on(self, seconds: float) -> None:
+        if self.qemu:
+            self._passed_on = max(self._passed_on, time.monotonic()) + seconds

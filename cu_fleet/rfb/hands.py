@@ -236,6 +236,7 @@ class Hands:
         for number, wheel in enumerate(ways, 1):
             self.fingers.point(buttons=self.fingers.buttons | wheel)
             self.fingers.point(buttons=self.fingers.buttons & ~wheel)
+            await self.fingers.passed_on()
             if number % BEFORE_SYNC == 0:
                 await self.screen.sync()
         self.fingers.release(with_keys)

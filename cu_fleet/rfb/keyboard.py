@@ -12,12 +12,14 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from cu_fleet.model.action import HoldKey, Key, KeyDown, KeyUp, Paste, Type
 from cu_fleet.model.errors import UnsupportedError
-from cu_fleet.model.keys import NAMES, char_keysym, combo, keysym, needs_shift
+from cu_fleet.model.keys import NAMES, char_keysym, combo, keysym, name_of, needs_shift
 from cu_fleet.rfb.fingers import Fingers
 
 BEFORE_SYNC = 32  # keys or notches sent before the server has to catch up
 _AS_KEYS = re.compile(r"([\n\r\t]+)")  # also in a text that is pasted: they submit, and go to the next field
 _FOREIGN = 12  # distinct characters beyond ASCII that are sent as keys to one server
+_BEYOND_16_BITS = 0x10000
+_BEYOND_F12 = range(NAMES["F13"], NAMES["F35"] + 1)
 _SHIFT = NAMES["Shift_L"]
 _SHIFTS = (_SHIFT, NAMES["Shift_R"])
 PasteText = Callable[[str, Callable[[], None]], Awaitable[None]]
@@ -75,7 +77,7 @@ class Keyboard:
 
     def _shifted(self, syms: Sequence[int]) -> Sequence[int]:
         """With shift before a key that needs it, where the server does not press it."""
-        if self.fingers.makes_shift or any(sym in (*syms, *self.fingers.keys) for sym in _SHIFTS):
+        if not self.fingers.qemu or any(sym in (*syms, *self.fingers.keys) for sym in _SHIFTS):
             return syms
         return (_SHIFT, *syms) if any(map(needs_shift, syms)) else syms
 
@@ -100,8 +102,12 @@ class Keyboard:
         return ""
 
     def _known(self, syms: Sequence[int]) -> Sequence[int]:
-        """Refuse a character that the server would drop without a word."""
+        """Refuse what the server would drop without a word, or take for something else."""
         for sym in syms:
+            if self.fingers.qemu and (sym >= _BEYOND_16_BITS or sym in _BEYOND_F12):
+                raise UnsupportedError(
+                    f"the screen's server, QEMU, has no key {name_of(sym)}", code="no_such_key", key=name_of(sym)
+                )
             char = chr(sym & 0xFFFFFF)
             if (0xA0 <= sym <= 0xFF or sym >> 24 == 1) and char not in self._foreign:
                 if len(self._foreign) >= self._room:
@@ -116,7 +122,7 @@ class Keyboard:
 
     @property
     def _room(self) -> int:
-        return _FOREIGN if self.fingers.makes_shift else 0
+        return 0 if self.fingers.qemu else _FOREIGN
 
     def _held_as(self, sym: int) -> int:
         """`A` and `a` are one key: lift it as it was pressed."""

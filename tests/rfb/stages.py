@@ -22,6 +22,8 @@ from cu_fleet.rfb.screen import Screen
 from cu_fleet.settings import read_settings
 from cu_fleet.testing.screen_stage import Inside
 from tests.guest.support import LocalProcess
+from tests.rfb.evdev import Translator
+from tests.rfb.qemu import Qemu, qemu
 from tests.support import until
 
 ANA = Caller(operator="ana", role=Role.ADMIN)
@@ -125,3 +127,30 @@ async def leased(**profile: Any) -> AsyncIterator[Leased]:
                 await stage.end()
             finally:
                 await controller.shut_down()
+
+
+class Machine(Bare):
+    """Hands on a machine of QEMU, whose kernel tells what it got."""
+
+    def __init__(self, vm: Qemu, screen: Screen) -> None:
+        super().__init__("", screen)
+        self.vm = vm
+        self._translator = Translator(screen.width, screen.height)
+
+    async def _arrived(self) -> None:
+        """The machine's own marks tell."""
+
+    async def ask(self, sink: str, question: object) -> Any:
+        assert sink == "x", "there is nobody else inside"
+        events = [told for event in self.vm.events() for told in self._translator.told(*event)]
+        return events if question == "events" else self._translator.held()
+
+
+@contextlib.asynccontextmanager
+async def machine() -> AsyncIterator[Machine]:
+    with qemu() as vm:
+        stage = Machine(vm, await vm.screen())
+        try:
+            yield stage
+        finally:
+            await stage.screen.close()

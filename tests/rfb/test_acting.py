@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cu_fleet.testing.screen_acting import ScreenActingContract
+from cu_fleet.testing.screen_acting import MEDIA, DeliveredContract, ScreenActingContract
 from cu_fleet.testing.screen_stage import Stage
-from tests.rfb.stages import bare, leased
+from tests.rfb.stages import bare, leased, machine
 from tests.rfb.x11vnc import x11vnc
 from tests.rfb.xvnc import xvnc
 
@@ -37,6 +37,20 @@ NOBODY_INSIDE = {
     "button forward": "RFB's mask ends at eight buttons",
     "any_text_arrives": "what the server's keyboard lacks is refused",
     "a_long_text_of_any_kind_arrives_whole_and_in_order": "what the server's keyboard lacks is refused",
+}
+QEMU = {
+    "named ISO_Level3_Shift": "it arrives as the right Alt key, which it is on a US keyboard too",
+    **{f"function F{n}": "its keymaps end at F12, and it is refused" for n in range(13, 25)},
+    **{
+        f"media {name}": "it cuts keysyms to 16 bits, which are another key's, so it is refused"
+        for name in MEDIA.split()
+    },
+    **{
+        f"keys {'+'.join(filter(None, (*names, '1')))}": "it keeps ctrl+alt and a digit for itself"
+        for names in itertools.product(("", "shift"), ("ctrl",), ("alt",), ("", "super"))
+    },
+    **{f"wheel {way}": "it maps five buttons" for way in ("left", "right")},
+    **NOBODY_INSIDE,
 }
 
 
@@ -71,3 +85,15 @@ class TestX11vnc(ScreenActingContract):
         with x11vnc() as server:
             async with bare(server) as stage:
                 yield stage
+
+
+class TestQemu(DeliveredContract):
+    gaps = {**QEMU}
+    exact = 1  # its tablet has 32,768 places each way
+    long = 300  # it passes on fifty a second
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def stage(cls) -> AsyncIterator[Stage]:
+        async with machine() as stage:
+            yield stage
