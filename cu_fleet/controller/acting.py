@@ -1,59 +1,29 @@
-"""Acting: one batch at a time through the desktop's actor, each action on record before it is sent.
+"""Acting: one batch at a time through the desktop's actor.
 
-A batch costs one transaction more than it has actions: the result of one action and the intent of the next are
-written together. An intent without a result, found at a start, is a batch that was cut off: it is recorded as
-interrupted, and never taken up again.
-
-Coordinates come in pixels of the lease's view, or of a frame that was handed out; the record has them in pixels of the
-screen, as they were sent, and beside them what was asked.
+Coordinates come in pixels of the lease's view, or of a frame that was handed out. A batch is done in order until an
+action fails or is refused; then, if one is wanted, it answers with the settled picture, and says what was done also if
+there is no picture to be had.
 """
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 
 from cu_fleet.controller.actor import Actor, Actors
+from cu_fleet.controller.batch import INTERRUPTED, Batch, note_interrupted
 from cu_fleet.controller.core import Core
-from cu_fleet.controller.frames import Around, Frames, Kept
+from cu_fleet.controller.frames import Around, Frames
 from cu_fleet.controller.looking import Looking, Visit
-from cu_fleet.controller.permit import Seats, allowed, renew
+from cu_fleet.controller.permit import Seats, allowed
 from cu_fleet.model.access import Caller
-from cu_fleet.model.action import Action, Wait, WaitChange, WaitStable, check_on_screen, for_record
-from cu_fleet.model.audit import redacted
-from cu_fleet.model.desktop import Desktop, Stage
+from cu_fleet.model.action import Action, Wait, WaitChange, WaitStable, check_on_screen
+from cu_fleet.model.desktop import Desktop
 from cu_fleet.model.errors import FleetError, TooLongError
-from cu_fleet.model.geometry import Geometry
 from cu_fleet.model.lease import Lease
 from cu_fleet.model.request import Acted, Done, Shot, Shown
 from cu_fleet.rfb.screen import Screen
-from cu_fleet.stores.base import Tx
 
 SETTLE_MS = 100  # of a picture after actions, unless asked otherwise
-_PLACES = ("x", "y", "path", "region", "ignore")
-_NOT_DONE = Done(ok=False, code="not_done", detail="an earlier action of the batch failed")
-
-
-@dataclass
-class Batch:
-    """One caller's batch: what became of it so far, and the intent that has no result yet."""
-
-    visit: Visit
-    geometry: Geometry
-    around: Around
-    done: list[Done] = field(default_factory=list)
-    seq: int | None = None
-    began: float = 0.0
-
-
-class Result(NamedTuple):
-    """What the record says of the latest action."""
-
-    code: str
-    seconds: float
-    kept: list[Kept]
-    facts: dict[str, object]
 
 
 class Acting:
@@ -96,14 +66,15 @@ class Acting:
                 self.looking.check_geometry(visit, geometry)
             if shot:
                 self.looking.check(visit, shot)
-            batch = Batch(visit, geometry, Around(self.frames, lease, screen))
+            batch = Batch(self.core, self.frames, visit, geometry, Around(self.frames, lease, screen))
             remember = partial(actor.remember, lease_id, request_id)
             try:
                 await self._batch(actor, batch, actions)
-            except asyncio.CancelledError:
-                remember(_answer(batch, actions))
+            except BaseException as e:
+                if not isinstance(e, FleetError) or any(one.ok for one in batch.done):
+                    remember(batch.answer(len(actions)))
                 raise
-            answer = _answer(batch, actions)
+            answer = batch.answer(len(actions))
             remember(answer)  # whatever becomes of the picture, this is not done again
             if shot:
                 answer = answer.model_copy(update=await self._after(actor, visit, shot))
@@ -125,17 +96,7 @@ class Acting:
 
     async def interrupted(self) -> None:
         """After a start: batches that a killed controller left in the middle."""
-
-        def work(tx: Tx) -> None:
-            for desktop in tx.find(Desktop, stage=tuple(x.value for x in Stage)):
-                open_seq = tx.get_meta(f"acting:{desktop.id}")
-                if open_seq:
-                    self.core.record(
-                        tx, "act.done", "controller", desktop=desktop, of=int(open_seq), result="interrupted"
-                    )
-                    tx.set_meta(f"acting:{desktop.id}", None)
-
-        await self.core.note(work)
+        await note_interrupted(self.core)
 
     async def allowed(self, who: Caller, lease_id: str, *, look: bool = False) -> tuple[Lease, Desktop]:
         return await self.core.read(lambda tx: allowed(self.core, tx, who, lease_id, look=look))
@@ -146,86 +107,43 @@ class Acting:
         return await actor.connect(desktop, await self.core.endpoint(desktop), self.core.settings.backend_timeout)
 
     async def _batch(self, actor: Actor, batch: Batch, actions: Sequence[Action]) -> None:
-        for number, action in enumerate(actions):
-            try:
-                await self._intend(batch, action)
-                await self._do(actor, batch, action, mark=waited_for(actions, number))
+        """Do them in order, until one is refused or fails; what became of each is in `batch.done`."""
+        try:
+            for number, action in enumerate(actions):
+                try:
+                    await batch.intend(action)
+                    await self._do(actor, batch, action, mark=waited_for(actions, number))
+                except FleetError as e:
+                    batch.done.append(Done(ok=False, code=e.code, detail=str(e)))
+                    await batch.conclude(None if batch.failed else action)
+                    if number == 0:
+                        raise
+                    return
                 batch.done.append(Done(ok=True))
-            except FleetError as e:
-                batch.done.append(Done(ok=False, code=e.code, detail=str(e)))
-                await self._conclude(batch)
-                if number == 0:
-                    raise
-                return
-            except BaseException:
-                batch.done.append(Done(ok=False, code="interrupted", detail="the call ended in the middle of it"))
-                await asyncio.shield(self._conclude(batch))
-                raise
-        if actions:
-            await self._conclude(batch)
+            if actions:
+                await batch.conclude()
+        except FleetError:
+            raise
+        except BaseException:
+            if len(batch.done) < len(actions):
+                batch.done.append(INTERRUPTED)
+            await asyncio.shield(batch.conclude())
+            raise
 
     async def _do(self, actor: Actor, batch: Batch, action: Action, *, mark: bool) -> None:
-        await batch.around.before()
-        if mark:
-            await actor.mark()
-        await actor.do(batch.geometry.meant(action))
-        await batch.around.after()
-
-    async def _intend(self, batch: Batch, action: Action) -> None:
-        """Write down what is about to be sent, with the result of the one before, if this lease still may send it."""
-        visit, now = batch.visit, self.core.now()
-        result = await self._result(batch) if batch.done else None
-        sent, facts = self._sent(batch, action)
-
-        def work(tx: Tx) -> int:
-            lease, desktop = allowed(self.core, tx, visit.who, visit.lease.id, generation=visit.desktop.generation)
-            if result:
-                self._write_result(tx, batch, lease, result)
-            renew(tx, lease, visit.who, now)
-            seq = self.core.record(tx, "act", visit.who.who, lease=lease, action=sent, intent=visit.intent, facts=facts)
-            tx.set_meta(f"acting:{desktop.id}", str(seq))
-            return seq
-
-        batch.seq = await self.core.note(work)
-        batch.began = now
-
-    def _sent(self, batch: Batch, action: Action) -> tuple[dict[str, object], dict[str, object]]:
-        """The action as it is recorded, in pixels of the screen, and as facts what was asked instead."""
-        meant = batch.geometry.meant(action)
-        sent = for_record(meant, lambda text: redacted(text, self.core.redaction_key))
-        if meant is action:
-            return sent, {}
-        asked = {key: value for key, value in action.model_dump(mode="json").items() if key in _PLACES and key in sent}
-        return sent, {"asked": asked} | ({"frame": batch.visit.frame} if batch.visit.frame else {}) if asked else {}
-
-    async def _conclude(self, batch: Batch) -> None:
-        result = await self._result(batch)
-
-        def work(tx: Tx) -> None:
-            lease = self.core.get_lease(tx, batch.visit.lease.id)
-            self._write_result(tx, batch, lease, result)
-            tx.set_meta(f"acting:{batch.visit.desktop.id}", None)
-
-        await self.core.note(work)
-        if result.kept:
-            self.frames.tidying.mind_the_quota()
-
-    async def _result(self, batch: Batch) -> Result:
-        seconds = round(self.core.now() - batch.began, 6)
-        return Result(batch.done[-1].code or "ok", seconds, *await batch.around.ready())
-
-    def _write_result(self, tx: Tx, batch: Batch, lease: Lease, result: Result) -> None:
-        self.core.record(
-            tx,
-            "act.done",
-            batch.visit.who.who,
-            lease=lease,
-            of=batch.seq,
-            result=result.code,
-            seconds=result.seconds if batch.seq else None,
-            frames=self.frames.note(tx, result.kept),
-            facts=result.facts,
-        )
+        try:
+            await batch.around.before()
+            if mark:
+                await actor.mark()
+            await actor.do(batch.geometry.meant(action))
+        except FleetError as e:
+            batch.ended(Done(ok=False, code=e.code))
+            raise
+        else:
+            batch.ended(Done(ok=True))
+        finally:
+            if not batch.under_way:  # as it is when we are cancelled
+                await batch.around.after()
 
     async def _after(self, actor: Actor, visit: Visit, shot: Shot) -> dict[str, object]:
         """The picture after a batch, or why there is none: what was done is told all the same."""
@@ -247,11 +165,6 @@ class Acting:
         except TooLongError:
             return False
         return True
-
-
-def _answer(batch: Batch, actions: Sequence[Action]) -> Acted:
-    rest = [_NOT_DONE] * (len(actions) - len(batch.done))
-    return Acted(done=(*batch.done, *rest), generation=batch.visit.desktop.generation)
 
 
 def waited_for(actions: Sequence[Action], number: int) -> bool:
