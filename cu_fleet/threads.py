@@ -18,6 +18,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 T = TypeVar("T")
 P = ParamSpec("P")
+Outcome = tuple[T | None, BaseException | None]
 
 
 class Job(Generic[T]):
@@ -28,7 +29,7 @@ class Job(Generic[T]):
         self._loop = asyncio.get_running_loop()
         self._taken = threading.Lock()  # by the thread that does it, or by the caller who takes it back
         self._waiter: asyncio.Future[None] | None = None
-        self._outcome: tuple[T | None, BaseException | None] | None = None
+        self._outcome: Outcome[T] | None = None
         self.running = self.over = False
 
     async def settled(self) -> T:
@@ -50,9 +51,9 @@ class Job(Generic[T]):
                 cancelled = cancelled or e
         result, error = self._outcome
         try:
-            if cancelled:
+            if cancelled is not None:
                 raise cancelled from error
-            if error:
+            if error is not None:
                 raise error
             return result  # type: ignore[return-value]  # there is no error, so this is what the work returned
         finally:
@@ -61,25 +62,24 @@ class Job(Generic[T]):
     def do(self) -> None:
         """On a thread."""
         if self._taken.acquire(blocking=False):
-            self.running = True
-            outcome = _outcome(self._work)
-            self.running = False
             try:
-                self._loop.call_soon_threadsafe(self._settle, outcome)
+                self._loop.call_soon_threadsafe(self._settle, self._done())  # no variable keeps an error: no circle
             except RuntimeError:
                 return  # the loop is closed: nobody waits any more
 
-    def _settle(self, outcome: tuple[T | None, BaseException | None]) -> None:
+    def _done(self) -> Outcome[T]:
+        self.running = True
+        try:
+            return self._work(), None
+        except BaseException as e:  # noqa: BLE001 - it is raised where the work is awaited
+            return None, e
+        finally:
+            self.running = False
+
+    def _settle(self, outcome: Outcome[T]) -> None:
         self._outcome = outcome
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
-
-
-def _outcome(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
-    try:
-        return work(), None
-    except BaseException as e:  # noqa: BLE001 - it is raised where the work is awaited
-        return None, e
 
 
 class Threads:

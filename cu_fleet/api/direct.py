@@ -46,14 +46,12 @@ class Direct:
         self._words = {key: _Words(operation) for key, operation in operations.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        top, _, name = scope["path"].rpartition("/")
-        words = self._words.get((scope["method"], name)) if top.startswith(_TOP) else None
-        asked = None
+        words, asked = self._short(scope), None
         if words:
             headers = dict(scope["headers"])
             body, receive = await _body(headers, receive) if words.has_body else (None, receive)
             try:
-                asked = _token(headers), words.read(scope, headers, top.removeprefix(_TOP), body)
+                asked = _token(headers), words.read(scope, headers, body)
             except (ValueError, RecursionError):
                 asked = None
         if words and asked:
@@ -61,6 +59,10 @@ class Direct:
             await answer(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+    def _short(self, scope: Scope) -> "_Words | None":
+        top, _, name = scope["path"].rpartition("/")
+        return self._words.get((scope["method"], name)) if top.startswith(_TOP) else None
 
     async def _answer(
         self,
@@ -100,8 +102,9 @@ class _Words:
     def has_body(self) -> bool:
         return self._body is not None
 
-    def read(self, scope: Scope, headers: Headers, lease: str, body: bytes | None) -> dict[str, Any]:
+    def read(self, scope: Scope, headers: Headers, body: bytes | None) -> dict[str, Any]:
         """The operation's arguments; a ValueError if anything is unusual."""
+        lease = scope["path"].removeprefix(_TOP).rpartition("/")[0]
         if len(headers) != len(scope["headers"]) or "/" in lease or not 0 < len(lease) <= _LONGEST:
             raise ValueError
         told = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
