@@ -6,14 +6,11 @@ kept: `build` makes names and contents only, plain and private, and `dress` give
 second survey then proves the result.
 
 Every name is opened relative to its folder's descriptor with O_NOFOLLOW, and only a few descriptors are open at
-once however deep the tree is. A digest covers the blocks that are not all zeros, so that it neither depends on how a
-file is allocated nor reads a terabyte of holes. Attributes that act on the host (`security.*`) are not carried.
+once however deep the tree is. Attributes that act on the host (`security.*`) are not carried.
 """
 
 import contextlib
 import errno
-import fcntl
-import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -21,17 +18,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from cu_fleet.backends.content import copy_content, digest
 from cu_fleet.model.errors import BrokenError, ConflictError, InvalidError, UnsupportedError
 
 MAX_ENTRIES = 500_000
 MAX_DEPTH = 256
-_BLOCK = 64 << 10
-_ZEROS = bytes(_BLOCK)
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_FICLONE = 0x40049409
 
 
 class Entry(NamedTuple):
@@ -283,78 +278,6 @@ def _names(fd: int, most: int) -> list[str]:
             if len(names) > most:
                 raise InvalidError(f"there are more than {MAX_ENTRIES} files and folders", code="too_many_files")
     return sorted(names)
-
-
-def extents(fd: int) -> Iterator[tuple[int, int]]:
-    """The parts of a file that are not holes."""
-    found = os.fstat(fd)
-    if found.st_blocks * 512 >= found.st_size:
-        if found.st_size:
-            yield 0, found.st_size
-        return
-    end = 0
-    while end < found.st_size:
-        try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError as e:
-            if e.errno == errno.ENXIO:
-                return
-            raise
-        end = os.lseek(fd, start, os.SEEK_HOLE)
-        yield start, end
-
-
-def digest(fd: int) -> str:
-    """Of the content: the same for the same bytes, whatever is a hole and what is written zeros."""
-    sha = hashlib.sha256()
-    done = 0
-    for start, end in extents(fd):
-        at = max(done, start - start % _BLOCK)
-        while at < end:
-            block = os.pread(fd, _BLOCK, at)
-            if not block:
-                break
-            if block != _ZEROS[: len(block)]:
-                sha.update(at.to_bytes(8, "big"))
-                sha.update(block)
-            at += _BLOCK
-        done = at
-    return sha.hexdigest()
-
-
-def digest_of(content: bytes) -> str:
-    """The digest of a file with this content."""
-    sha = hashlib.sha256()
-    for at in range(0, len(content), _BLOCK):
-        block = content[at : at + _BLOCK]
-        if block != _ZEROS[: len(block)]:
-            sha.update(at.to_bytes(8, "big"))
-            sha.update(block)
-    return sha.hexdigest()
-
-
-def copy_content(source: int, to: int, size: int) -> None:
-    """Copy inside the kernel, by sharing blocks where the file system can; holes stay holes."""
-    try:
-        fcntl.ioctl(to, _FICLONE, source)
-    except OSError:
-        os.ftruncate(to, size)
-        for start, end in extents(source):
-            _copy_range(source, to, start, min(end, size))
-
-
-def _copy_range(source: int, to: int, at: int, end: int) -> None:
-    while at < end:
-        try:
-            n = os.copy_file_range(source, to, end - at, at, at)
-        except OSError as e:
-            if e.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            os.lseek(to, at, os.SEEK_SET)
-            n = os.sendfile(to, source, at, end - at)
-        if n == 0:
-            raise ConflictError("a file became shorter while it was copied", code="changed")
-        at += n
 
 
 def wipe(parent: int, name: str) -> None:

@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from stat import S_IFDIR, S_IFMT, S_IFREG
 
+from cu_fleet.backends.content import digest_of
 from cu_fleet.backends.inside import BEGINNING, HOME_BEGINS
-from cu_fleet.backends.tree import Entry, Manifest, Tree, differences, digest_of, wipe
+from cu_fleet.backends.tree import Entry, Manifest, Tree, differences, wipe
 from cu_fleet.model.errors import BrokenError, ConflictError, NotFoundError, UnavailableError
 from cu_fleet.model.names import check_name
 
