@@ -37,6 +37,11 @@ class NewAgent(Value):
     children: int = Field(0, ge=0, le=10_000, description="How many child agents it may add.")
 
 
+class OneAgent(Value):
+    model_config = example(agent="codex-a")
+    agent: Name
+
+
 class NewOperator(Value):
     model_config = example(operator="ana", role="operator")
     operator: Name
@@ -62,10 +67,10 @@ async def rotate_agent(name: NamePath, at: At) -> AgentView:
     return await at.fleet.rotate_agent(at.who, name)
 
 
-@router.post("/agents/{name}/token", summary="Hand out an agent's token")
-async def agent_token(name: NamePath, at: At) -> AgentView:
+@router.post("/agents/token", summary="Hand out an agent's token")
+async def agent_token(at: At, body: OneAgent) -> AgentView:
     """For a door that acts for it. Its tokens stay valid; an agent that is not known yet is added."""
-    return await at.fleet.agent_token(at.who, name)
+    return await at.fleet.agent_token(at.who, body.agent)
 
 
 @router.post("/agents/{name}/unbar", summary="Lift an agent's bar", responses=raises(404))

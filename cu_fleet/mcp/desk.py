@@ -72,7 +72,7 @@ class Door:
 
 async def _agent_token(wire: Wire, agent: str) -> str | None:
     try:
-        return read(AgentView, (await wire.call("POST", v1("agents", agent, "token"))).json()).token
+        return read(AgentView, (await wire.call("POST", "/v1/agents/token", body={"agent": agent})).json()).token
     finally:
         await wire.close()
 

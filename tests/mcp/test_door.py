@@ -19,7 +19,7 @@ from tests.mcp.house import NEW, OLD, client, failed, house, images, text
 from tests.support import run, until
 
 BOTH = pytest.mark.parametrize("mode", [OLD, NEW])
-LOOKING = {"screenshot", "zoom", "wait", "clipboard_get", "windows", "file_get", "lease_status"}
+LOOKING = {"screenshot", "zoom", "wait", "clipboard_get", "windows", "ui", "file_get", "lease_status"}
 ACTING = {"click", "double_click", "drag", "move", "scroll", "key", "type", "act"}
 INTERFACE = LOOKING | ACTING | {"clipboard_set", "launch", "file_put", "release"}
 
@@ -205,7 +205,8 @@ async def _flicker(screen: Any) -> None:
     ("tool", "given", "code", "words"),
     [
         ("click", {"x": "5", "y": 6}, "bad_argument", "x:"),
-        ("click", {"x": 5}, "bad_argument", "y: is needed"),
+        ("click", {"x": 5}, "bad_argument", "give x and y, or the ref"),
+        ("move", {"x": 5}, "bad_argument", "y: is needed"),
         ("click", {"x": 5, "y": 6, "colour": "red"}, "bad_argument", "click takes no such argument; only intent"),
         ("click", {"x": 500, "y": 6}, "off_screen", "x goes from 0 to 199"),
         ("click", {"x": 5, "y": 6, "button": "third"}, "bad_argument", "button:"),
