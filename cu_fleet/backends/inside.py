@@ -53,6 +53,11 @@ OPENBOX = """<?xml version="1.0" encoding="UTF-8"?>
 </openbox_config>
 """
 
+# Of xkb-data's layouts those whose keys make fewer than the 26 Latin letters.
+_LACKING = """af ara am az by bd in bg ma bt ir iq gn ge gr il kg kh kz la mk mn ru rs sy tj lk th ua uz pk mv np et brai
+    tz jv my custom"""
+_NOT_LATIN = frozenset(_LACKING.split())
+
 _IMPORT = "from cu_fleet.guest.backdrop import Screen\n"
 
 
@@ -89,9 +94,18 @@ def keyboard(profile: Profile) -> tuple[str, str]:
     return layout, variant.rstrip(")")
 
 
+def groups(profile: Profile) -> tuple[str, str]:
+    """Layouts and variants as the desktop has them: a US keyboard comes first where Latin letters may be lacking.
+
+    TigerVNC finds the key of a character in the first layout alone, and has room for twenty that it lacks.
+    """
+    layout, variant = keyboard(profile)
+    return (f"us,{layout}", variant and f",{variant}") if variant or layout in _NOT_LATIN else (layout, "")
+
+
 def config(profile: Profile, boot: str) -> bytes:
     """What init reads when it begins."""
-    return guest.pack([[boot, str(profile.screen.dpi), *keyboard(profile)], *map(list, profile.autostart)])
+    return guest.pack([[boot, str(profile.screen.dpi), *groups(profile)], *map(list, profile.autostart)])
 
 
 def environment(profile: Profile, uid: int = UID) -> dict[str, str]:

@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cu_fleet.testing.screen_acting import MEDIA, DeliveredContract, ScreenActingContract
+from cu_fleet.testing.screen_acting import MEDIA, PRINTABLE, DeliveredContract, ScreenActingContract
 from cu_fleet.testing.screen_stage import Stage
 from tests.rfb.stages import bare, leased, machine
 from tests.rfb.x11vnc import x11vnc
 from tests.rfb.xvnc import xvnc
+from tests.support import run
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -97,3 +98,17 @@ class TestQemu(DeliveredContract):
     async def stage(cls) -> AsyncIterator[Stage]:
         async with machine() as stage:
             yield stage
+
+
+@pytest.mark.parametrize("keyboard", ["ru", "gr", "il", "de(nodeadkeys)", "fr"])
+def test_ascii_and_commands_arrive_whatever_the_layout(keyboard: str) -> None:
+    async def body() -> None:
+        async with leased(keyboard=keyboard) as stage:
+            await stage.ask("toolkit", ["show", ""])
+            await stage.do([{"type": "type", "text": PRINTABLE + " и é"}])
+            assert await stage.ask("toolkit", "text") == PRINTABLE + " и é"
+            await stage.do([{"type": "key", "keys": keys} for keys in ("ctrl+a", "ctrl+x", "z", "ctrl+v", "alt+q")])
+            assert await stage.ask("toolkit", "text") == "z" + PRINTABLE + " и é"
+            assert ["key", "q", 8] in await stage.ask("toolkit", "events")
+
+    run(body(), timeout=120)
