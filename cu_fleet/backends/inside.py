@@ -54,8 +54,8 @@ OPENBOX = """<?xml version="1.0" encoding="UTF-8"?>
 """
 
 # Of xkb-data's layouts those whose keys make fewer than the 26 Latin letters.
-_LACKING = """af ara am az by bd in bg ma bt ir iq gn ge gr il kg kh kz la mk mn ru rs sy tj lk th ua uz pk mv np et brai
-    tz jv my custom"""
+_LACKING = """af ara am az by bd in bg ma bt ir iq gn ge gr il kg kh kz la mk mn ru rs sy tj lk th ua uz pk mv np et
+    brai tz jv my custom"""
 _NOT_LATIN = frozenset(_LACKING.split())
 
 _IMPORT = "from cu_fleet.guest.backdrop import Screen\n"
