@@ -7,7 +7,8 @@ rectangle, is *noise*: some is normal, and is forgiven with time; endless noise 
 
 The cursor is kept apart from the picture. Continuous updates are not used: they would have an animated desktop send
 all day what nobody looks at. Nor is the *extended* desktop size: it is for clients that choose the size, and costs
-an update without pixels at every full request.
+an update without pixels at every full request. Nor are *extended mouse buttons* (TigerVNC 1.15 and later): back and
+forward are pressed by the helper inside, on any server.
 """
 
 import struct
@@ -27,6 +28,7 @@ MOST_CURSOR = 512 * 512
 MOST_CUT_TEXT = 64 << 20  # longer is a breach; shorter, but more than the clipboard takes, is passed over
 MOST_NOISE = 10_000  # messages and rectangles that bring no picture, forgiven with time
 _NOISE = 1 << 16  # bytes of it that count like one message more
+_PIXELS = 1 << 14  # of another size of the screen, made anew
 _ROWS = 256  # copied within the screen; few bytes ask for many
 _LABOUR = 200  # as much noise as what takes few bytes to say and milliseconds to do: another size, a text to inflate
 MOST_UPDATES = 64  # that may be owed to us
@@ -304,7 +306,7 @@ class Engine(Handshake):
     def _resize(self, rect: Rect) -> None:
         self.check_size(rect[2], rect[3])
         if (rect[2], rect[3]) != (self.canvas.width, self.canvas.height):
-            self._heard_noise(_LABOUR)
+            self._heard_noise(_LABOUR + rect[2] * rect[3] / _PIXELS)
             self._update = Update(resized=True)
             self.canvas.resize(rect[2], rect[3])
             self._point(*self.pointer)
