@@ -1,6 +1,7 @@
 """What can be decided without starting a desktop: filters, groups, users, mount points, and what doctor says."""
 
 import asyncio
+import errno
 import os
 import stat
 import struct
@@ -109,6 +110,29 @@ def test_limits_on_version_2_where_they_were_delegated(v2: Path, monkeypatch: py
     assert made.freezer(v2 / "r") == scope / "cu-fleet-f/dk_a"
     again = unified(v2, monkeypatch, root=False, own=f"/user.slice/s.scope/{cgroups._LEAF}")  # noqa: SLF001
     assert again.make("dk_b", Limits(), v2 / "r").joins == (scope / "cu-fleet-f/dk_b",)
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_who_is_in_the_way_of_limits_on_version_2_moves_into_a_leaf(
+    root: bool, v2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container for root, and in a scope for others."""
+    made = unified(v2, monkeypatch, root=root)
+    top = v2 if root else v2 / "user.slice/s.scope"
+    top.mkdir(parents=True, exist_ok=True)
+    (top / "cgroup.procs").write_text("17")
+    (top / "cgroup.subtree_control").write_text("")
+    enable = cgroups._enable  # noqa: SLF001
+
+    def busy(folder: Path, kinds: list[str]) -> None:
+        if folder == top and not (top / cgroups._LEAF).exists():  # noqa: SLF001
+            raise OSError(errno.EBUSY, "Device or resource busy", str(folder))
+        enable(folder, kinds)
+
+    monkeypatch.setattr(cgroups, "_enable", busy)
+    groups = made.make("dk_a", Limits(), v2 / "r")
+    assert (groups.joins, groups.lacking) == ((top / "cu-fleet-f/dk_a",), {})
+    assert (top / cgroups._LEAF / "cgroup.procs").read_text() == "17"  # noqa: SLF001
 
 
 def test_limits_that_were_not_delegated_are_said_to_be_lacking(v2: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,14 @@
 """Limits and the freezer by cgroup, where this machine lets us: version 1, version 2, or some of each.
 
-Root makes `cu-fleet-FLEET/DESKTOP` at the top of each hierarchy. An ordinary user has only what was delegated:
-with version 2 the controller's own group, if it may write there, and then the controller moves into a leaf of it,
-since a group with limits for its children can have no processes itself. Which folders a desktop has is written
-down before they are made, because the controller's own group may be another one next time.
+Root makes `cu-fleet-FLEET/DESKTOP` at the top of each hierarchy. An ordinary user has only what was delegated: with
+version 2 the controller's own group, if it may write there. Of the groups of version 2, only the machine's own top can
+have processes beside limits for its children: in any other, as a user's or a container's, they move into a leaf. Which
+folders a desktop has is written down before they are made, because the controller's own group may be another one next
+time.
 """
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -110,8 +112,8 @@ class Cgroups:
     def _enable(self, top: Path, wanted: list[str]) -> None:
         try:
             _enable(top, wanted)
-        except OSError:
-            if self._root:
+        except OSError as e:
+            if e.errno != errno.EBUSY:
                 raise
             (top / _LEAF).mkdir(exist_ok=True)
             for pid in _words(top / "cgroup.procs"):

@@ -20,6 +20,8 @@ profile bwrap /usr/bin/bwrap flags=(unconfined) {
   include if exists <local/bwrap>
 }
 """
+_RESTRICTS = Path("/etc/apparmor.d/bwrap-userns-restrict")  # newer Ubuntu: what bubblewrap starts has no rights inside
+_RESTRICTS_NOT = Path("/etc/apparmor.d/disable/bwrap-userns-restrict")
 _SWITCHES = {  # kernel settings that forbid user namespaces, and the value that does
     "kernel/apparmor_restrict_unprivileged_userns": "1",
     "kernel/unprivileged_userns_clone": "0",
@@ -83,7 +85,8 @@ async def _namespaces() -> Check:
         return Check("namespaces", False, "not tried: bubblewrap is missing", fix=_install("bubblewrap"))
     argv = ["bwrap", "--unshare-user", "--uid", "1000", "--gid", "1000", "--unshare-pid", "--unshare-ipc"]
     argv += ["--unshare-uts", "--unshare-net", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
-    argv += ["--", "unshare", "--user", "true"]  # Chromium's own sandbox needs a further level
+    # Chromium's own sandbox needs a further level, and the rights of a root in it
+    argv += ["--", "unshare", "--user", "--map-root-user", "--net", "true"]
     if os.geteuid() == 0:
         argv = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", *argv]
     code, said = await _try(argv)
@@ -108,7 +111,10 @@ def _allow(name: str) -> tuple[tuple[str, ...], ...]:
     """Ubuntu's way is a profile that allows bubblewrap alone; elsewhere it is a switch for all."""
     if "apparmor" in name:
         write = f"cat > /etc/apparmor.d/bwrap <<'END'\n{_APPARMOR}END"
-        return (("sh", "-c", write), ("apparmor_parser", "--replace", "/etc/apparmor.d/bwrap"))
+        load = (("sh", "-c", write), ("apparmor_parser", "--replace", "/etc/apparmor.d/bwrap"))
+        if not (_RESTRICTS.exists() and not _RESTRICTS_NOT.exists()):
+            return load
+        return (("ln", "-s", str(_RESTRICTS), str(_RESTRICTS_NOT)), ("apparmor_parser", "-R", str(_RESTRICTS)), *load)
     value = "28633" if "max" in name else "1"
     setting = f"{name.replace('/', '.')}={value}"
     return (
