@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import pytest
 from cu_fleet.controller.helper import SOURCE, Helper
 from cu_fleet.model.errors import ConflictError, FleetError, InvalidError, NotFoundError, UnavailableError
 from tests.guest.support import LocalProcess, XServer, x_server
+from tests.rfb.xvnc import Client
 from tests.support import run, until
 
 pytestmark = pytest.mark.real
+SINK = str(files("cu_fleet.testing.sinks").joinpath("x.py"))
 
 
 @pytest.fixture(scope="module")
@@ -336,3 +339,30 @@ def test_without_a_window_manager_and_without_a_screen() -> None:
 
     for bare in x_server(manager=False):
         run(body(bare))
+
+
+def test_buttons_that_vnc_lacks_are_pressed_and_lifted_when_the_helper_ends(x: XServer) -> None:
+    async def body() -> None:
+        with Client(x.display, SINK) as sink:
+            async with helper_of(x) as helper:
+                await helper.call("button", name="back", down=True, x=30, y=40)
+                await helper.call("button", name="forward", down=True, x=50, y=60)
+                await helper.call("button", name="back", down=False, x=50, y=60)
+                assert buttons(sink) == [["button", 8, 30, 40], ["button", 9, 50, 60], ["buttonup", 8, 50, 60]]
+                for wrong in ({"name": "left"}, {"name": 8}, {"name": "back", "x": "1"}):
+                    with pytest.raises(InvalidError):
+                        await helper.call("button", **{"down": True, "x": 1, "y": 1, **wrong})
+            assert buttons(sink) == [["buttonup", 9, 50, 60]], "it ended with this one down"
+            async with helper_of(x) as helper:
+                await helper.call("button", name="back", down=True, x=1, y=1)
+                process: Any = helper._process  # noqa: SLF001
+                await process.kill()
+            async with helper_of(x) as helper:
+                await helper.call("lift")
+            assert buttons(sink) == [["button", 8, 1, 1], ["buttonup", 8, 1, 1]], "it was killed"
+
+    run(body())
+
+
+def buttons(sink: Client) -> list[list[Any]]:
+    return [[event[0], event[1], *event[3:5]] for event in sink.ask("events") if event[0].startswith("button")]

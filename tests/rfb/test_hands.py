@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from cu_fleet.model.action import parse_actions
 from cu_fleet.model.errors import InvalidError, LeasePausedError, UnsupportedError
 from cu_fleet.model.keys import NAMES
+from cu_fleet.rfb.fingers import Extra
 from cu_fleet.rfb.hands import Hands
 from cu_fleet.rfb.screen import Screen
 from tests.rfb.wire import Server
@@ -22,14 +24,16 @@ def done(
     *actions: dict[str, Any],
     guard: Callable[[], None] = lambda: None,
     paste_text: Any = None,
+    extra: Extra | None = None,
+    server_name: bytes = b"fake",
     after: Callable[[Hands, Server], Any] | None = None,
 ) -> list[tuple[int, ...]]:
     """The events that a server with a screen of 64x48 hears."""
 
     async def work() -> list[tuple[int, ...]]:
-        async with Server() as server:
+        async with Server(name=server_name) as server:
             screen = await Screen.open(server.ours)
-            hands = Hands(screen, lambda: None, paste_text)
+            hands = Hands(screen, lambda: None, paste_text, extra)
             await hands.claim_pointer()
             server.heard.clear()
             hands.fingers.guard = guard
@@ -201,6 +205,159 @@ def test_buttons_that_vnc_lacks_are_refused_by_name(kind: str, button: str) -> N
         done({"type": kind, "button": button, **where})
     assert e.value.code == "no_such_button"
     assert last.heard == []
+
+
+class Within:
+    """Somebody inside who presses buttons, or fails to."""
+
+    def __init__(self) -> None:
+        self.did: list[tuple[object, ...]] = []
+        self.fails = False
+        self.extra = Extra(self.press, self.lift)
+
+    async def press(self, name: str, down: bool, x: int, y: int) -> None:
+        self._do(name, down, x, y)
+
+    async def lift(self) -> None:
+        self._do("lift")
+
+    def _do(self, *what: object) -> None:
+        if self.fails:
+            raise UnsupportedError("the helper is gone")
+        self.did.append(what)
+
+
+def test_somebody_inside_presses_the_buttons_that_vnc_lacks_where_the_pointer_is() -> None:
+    within = Within()
+    click = {"type": "click", "x": 3, "y": 4, "button": "back", "count": 2, "modifiers": ["ctrl"]}
+    heard = done(click, extra=within.extra)
+    assert heard == [key(CTRL, down=True), (5, 0, 3, 4), key(CTRL, down=False)]
+    assert within.did == [("back", True, 3, 4), ("back", False, 3, 4)] * 2
+    assert not within.extra.down
+
+
+def test_a_button_that_is_held_inside_is_lifted_by_release_all_and_by_new_hands() -> None:
+    async def after(hands: Hands, server: Server) -> None:
+        assert hands.down
+        await hands.release_all()
+        assert not hands.down
+        await hands.do(parse_actions([{"type": "press", "button": "forward"}])[0])
+        await Hands(hands.screen, lambda: None, extra=within.extra).release_all()
+
+    within = Within()
+    done({"type": "press", "x": 1, "y": 1, "button": "back"}, extra=within.extra, after=after)
+    assert within.did == [("back", True, 1, 1), ("lift",), ("forward", True, 1, 1), ("lift",)]
+    assert not within.extra.down
+
+
+def test_the_guard_stops_buttons_that_are_pressed_inside_and_a_failure_lifts_them() -> None:
+    drag = {"type": "drag", "path": [[1, 1], [40, 40]], "button": "back"}
+    for events in range(6):
+        within = Within()
+        with pytest.raises(LeasePausedError):
+            done(drag, guard=Pausing(events), extra=within.extra)
+        assert within.did in ([], [("back", True, 1, 1), ("lift",)]), events
+        assert not within.extra.down
+
+
+def test_a_button_that_could_not_be_lifted_is_lifted_before_anything_else_is_done() -> None:
+    async def after(hands: Hands, server: Server) -> None:
+        within.fails = True
+        hands.fingers.guard = Failing()
+        with pytest.raises(InvalidError, match="nothing") as e:
+            await hands.do(parse_actions([{"type": "key", "keys": "a"}])[0])
+        assert e.value.__notes__ == ["a button could not be lifted: the helper is gone"]
+        hands.fingers.guard = lambda: None
+        server.heard.clear()
+        with pytest.raises(UnsupportedError, match="the helper is gone"):
+            await hands.do(parse_actions([{"type": "key", "keys": "a"}])[0])
+        assert server.heard == []
+        within.fails = False
+        await hands.do(parse_actions([{"type": "key", "keys": "a"}])[0])
+        assert within.did[-1] == ("lift",)
+
+    within = Within()
+    done({"type": "press", "x": 1, "y": 1, "button": "back"}, extra=within.extra, after=after)
+
+
+class Failing:
+    """Lets one event pass, the question before the first."""
+
+    asked = 0
+
+    def __call__(self) -> None:
+        self.asked += 1
+        if self.asked > 1:
+            raise InvalidError("nothing")
+
+
+CLICK = {"type": "click", "x": 10, "y": 10}
+PRESS, RELEASE = {"type": "press", "x": 10, "y": 10}, {"type": "release"}
+DRAG = {"type": "drag", "path": [[12, 12], [13, 13]]}
+
+
+@pytest.mark.parametrize(
+    ("actions", "seconds"),
+    [
+        ([CLICK, CLICK | {"x": 15}], 0.2),
+        ([CLICK, DRAG], 0.2),
+        ([DRAG, CLICK], 0.2),
+        ([CLICK, PRESS], 0.2),
+        ([PRESS, RELEASE, CLICK], 0.3),
+        ([CLICK | {"count": 2}, CLICK], 0.3),
+    ],
+)
+def test_clicks_that_are_meant_singly_keep_apart(
+    actions: list[dict[str, Any]], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cu_fleet.rfb.hands._DOUBLE", 0.2)
+    monkeypatch.setattr("cu_fleet.rfb.hands._TRIPLE", 0.3)
+    began = time.monotonic()
+    done(*actions)
+    assert time.monotonic() - began >= seconds
+
+
+def test_clicks_elsewhere_or_of_another_button_or_as_somebody_decided_do_not_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cu_fleet.rfb.hands._DOUBLE", 1000)
+    monkeypatch.setattr("cu_fleet.rfb.hands._TRIPLE", 1000)
+    done(CLICK, CLICK | {"x": 40}, CLICK | {"button": "right"}, CLICK)
+    done(PRESS, RELEASE, PRESS, RELEASE)
+
+
+def test_qemu_is_sent_shift_and_no_more_than_it_passes_on() -> None:
+    began = time.monotonic()
+    heard = done({"type": "type", "text": "aB?"}, {"type": "key", "keys": "ctrl+shift+t"}, server_name=b"QEMU (a)")
+    shifted = [key(SHIFT, down=True), *tap("B"), key(SHIFT, down=False)]
+    assert heard[: 2 + 4] == [*tap("a"), *shifted]
+    assert heard[-6:] == tap(CTRL, SHIFT, "T")
+    assert time.monotonic() - began >= 0.01 * len(heard)
+
+
+@pytest.mark.parametrize("keys", ["F13", "XF86Search", "ctrl+alt+2", "ctrl+alt+shift+2", "é"])
+def test_what_qemu_takes_for_something_else_is_refused(keys: str) -> None:
+    with pytest.raises(UnsupportedError):
+        done({"type": "key", "keys": keys}, server_name=b"QEMU")
+    assert still_down(last.heard) == set()
+    assert not {sym for kind, _, sym, *_ in last.heard if kind == 4} & {0x32, 0x40, 0x1008FF1B, 0xFFCA, 0xE9}
+
+
+def test_what_took_room_in_the_keyboard_is_counted_for_all_hands_on_a_server() -> None:
+    async def work() -> None:
+        async with Server() as server:
+            screen = await Screen.open(server.ours)
+            foreign: set[str] = set()
+            for text in ("àáâãäå", "çèéêëì"):
+                await Hands(screen, lambda: None, foreign=foreign).do(
+                    parse_actions([{"type": "type", "text": text}])[0]
+                )
+            hands = Hands(screen, lambda: None, foreign=foreign)
+            with pytest.raises(UnsupportedError, match="'í'"):
+                await hands.do(parse_actions([{"type": "type", "text": "àí"}])[0])
+            await screen.close()
+
+    run(work())
 
 
 def test_off_the_screen_is_refused_before_anything_is_sent() -> None:

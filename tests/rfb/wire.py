@@ -32,8 +32,8 @@ def cut_text(data: bytes, size: int | None = None) -> bytes:
 class Server:
     """A screen of 64x48 in one colour, over a socket pair; answers requests until told otherwise."""
 
-    def __init__(self, *, fences: bool = True) -> None:
-        self.hello = HELLO
+    def __init__(self, *, fences: bool = True, name: bytes = b"fake") -> None:
+        self.hello = HELLO[:-8] + struct.pack("!I", len(name)) + name
         self.fences = fences
         self.colour = b"\1\2\3\0"
         self.answers = True
