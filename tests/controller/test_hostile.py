@@ -76,7 +76,7 @@ HOSTILE: dict[str, tuple[Callable[[], Server], str]] = {
     "pictures": (lambda: Turncoat(2, update() * 1000, again=True), "nobody asked for"),
 }
 
-QUICK = ("a screen larger than any desktop of its profile", "no answers after the greeting", "a breach", "pictures")
+QUICK = ("a screen larger than any desktop of its profile", "a breach")
 
 
 class Turning:
