@@ -23,6 +23,7 @@ from cu_fleet.rfb.canvas import Frame
 from cu_fleet.rfb.picture import Encoded, encode
 from cu_fleet.rfb.screen import Screen
 from cu_fleet.stores.base import Tx
+from cu_fleet.threads import in_thread
 
 _EVIDENCE = 600.0  # seconds after its end by which the last frame of a lease is kept
 _SHORTEST = 8  # characters of a hash that may stand for it
@@ -43,7 +44,7 @@ class Frames:
         self.prune, self.tidy_if_due, self.close = self.tidying.prune, self.tidying.tidy_if_due, self.tidying.close
 
     async def open(self) -> None:
-        await asyncio.to_thread(self.shelf.open)
+        await in_thread(self.shelf.open)
 
     def wanted(self, lease: Lease) -> Keep:
         found = self.core.profiles.get(lease.profile)
@@ -53,7 +54,7 @@ class Frames:
 
     async def keep(self, lease: Lease, frame: Frame, why: Why) -> Kept:
         """The whole screen with its pointer; to be written down with `note`."""
-        return await asyncio.to_thread(lambda: self.put(lease, encode(frame, pointer=True), why))
+        return await in_thread(lambda: self.put(lease, encode(frame, pointer=True), why))
 
     def put(self, lease: Lease, picture: Encoded, why: Why) -> Kept:
         """Blocks: for threads."""
@@ -107,7 +108,7 @@ class Frames:
                 remedy=f"give its sha256, or at least {_SHORTEST} digits of it",
                 key="sha256",
             )
-        hashes = await asyncio.to_thread(self.shelf.named, name)
+        hashes = await in_thread(self.shelf.named, name)
 
         def work(tx: Tx) -> list[KeptFrame]:
             if who.lease is not None:
@@ -128,7 +129,7 @@ class Frames:
         if len({row.sha256 for row in rows}) > 1:
             raise InvalidError(f"several frames begin with {name}", remedy="give more of the hash", key="sha256")
         frame = max(rows, key=lambda row: row.at)
-        data = await asyncio.to_thread(self.shelf.read, frame.sha256, frame.format)
+        data = await in_thread(self.shelf.read, frame.sha256, frame.format)
         await self.core.note(lambda tx: self.core.record(tx, "frame.get", who.who, frames=(frame.sha256,)))
         return frame_view(frame), data
 

@@ -16,6 +16,7 @@ from cu_fleet.model.errors import FleetError
 from cu_fleet.model.frame import KeptFrame
 from cu_fleet.model.lease import Lease
 from cu_fleet.stores.base import Tx
+from cu_fleet.threads import in_thread
 
 log = logging.getLogger(__name__)
 _EVERY = 3600.0  # seconds between two looks for what is too old
@@ -110,7 +111,7 @@ class Tidying:
 
     async def _known(self) -> dict[str, _Of]:
         """Every file, and what refers to it; files first, so that one without a row had its chance to get one."""
-        files = await asyncio.to_thread(self.shelf.files)
+        files = await in_thread(self.shelf.files)
         known = {sha256: _Of(file) for sha256, file in files.items()}
         if not known:
             return {}
