@@ -79,7 +79,10 @@ def _knock(host: str) -> None:
     if host.startswith("unix://"):
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(_SECONDS)
-            sock.connect(host.removeprefix("unix://"))
+            try:
+                sock.connect(host.removeprefix("unix://"))
+            except OSError as e:
+                raise _silent(host, e) from e
 
 
 def _of_context() -> str | None:
@@ -142,12 +145,16 @@ def in_words(host: str) -> Iterator[None]:
         yield
     except APIError as e:
         raise _refusal(e.status_code, str(e.explanation or e)) from e
-    except (DockerException, RequestException, OSError) as e:
-        raise UnavailableError(
-            f"the Docker engine at {host} does not answer: {_innermost(e)}",
-            remedy="see whether it runs (docker info), or set DOCKER_HOST",
-            code="no_engine",
-        ) from e
+    except (DockerException, RequestException) as e:
+        raise _silent(host, e) from e
+
+
+def _silent(host: str, e: BaseException) -> UnavailableError:
+    return UnavailableError(
+        f"the Docker engine at {host} does not answer: {_innermost(e)}",
+        remedy="see whether it runs (docker info), or set DOCKER_HOST",
+        code="no_engine",
+    )
 
 
 def _refusal(status: int | None, said: str) -> FleetError:

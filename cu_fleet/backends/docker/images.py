@@ -73,11 +73,25 @@ async def build(engine: Engine, name: str, say: Say, base: str | None = None) ->
     try:
         say("trying a desktop of it")
         await prove(engine.host, candidate, say)
-        await engine.do(lambda api: api.tag(candidate, f"cu-fleet/{name}", "latest"))
+        await engine.do(lambda api: _replace(api, name, candidate))
     finally:
         await engine.do(lambda api: _untag(api, candidate))
     [made] = [one for one in await engine.do(listing) if one.name == f"cu-fleet/{name}"]
     return made
+
+
+def _replace(api: APIClient, name: str, candidate: str) -> None:
+    """Give the image its name, and remove the one that had it, unless a desktop or a snapshot still needs that."""
+    from docker.errors import APIError
+
+    before, new = image_of(api, f"cu-fleet/{name}"), image_of(api, candidate)
+    api.tag(candidate, f"cu-fleet/{name}", "latest")
+    if before and new and before["Id"] != new["Id"] and not before.get("RepoTags", [])[1:]:
+        try:
+            api.remove_image(before["Id"])
+        except APIError as e:
+            if e.status_code not in (404, 409):
+                raise
 
 
 def _untag(api: APIClient, name: str) -> None:
@@ -138,7 +152,7 @@ def from_packages(name: str, archive: Path, say: Say) -> None:
         )
     excluded = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in _EXCLUDED]
     into = "/tmp/image"  # noqa: S108  # of the new file system
-    command = ["mmdebstrap", "--variant=minbase", f"--aptopt={_LANGUAGES}", *excluded]
+    command = ["mmdebstrap", "--format=tar", "--variant=minbase", f"--aptopt={_LANGUAGES}", *excluded]
     command += [f"--include={','.join(packages(name))}"]
     command += [f'--customize-hook=mkdir -p "$1{into}"']
     command += [f"--customize-hook=copy-in {IMAGES.resolve() / 'setup'} {IMAGES.resolve() / name / 'packages'} {into}"]

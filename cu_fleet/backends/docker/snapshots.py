@@ -31,11 +31,15 @@ _PASSING = (f"{HOME[1:]}/Shared", "tmp/.X11-unix", "tmp/.X0-lock")
 _SECONDS_TO_SAVE = 600
 _CHUNK = 1 << 20
 _FULL = "No space left on device"
-# Not /tmp itself, which belongs to nobody: what lies in it.
-_ARCHIVE = f"""cd / && {{ printf '{HOME[1:]}\\0'; find tmp -mindepth 1 -maxdepth 1 -print0; }} |
-tar --create --file=/{STATE} --format=posix --sparse --numeric-owner \
---xattrs --xattrs-include='user.*' --pax-option=delete=atime,delete=ctime --warning=no-file-ignored \
---anchored --no-wildcards {" ".join(f"--exclude={path}" for path in _PASSING)} --null --files-from=-"""
+_TOO_LARGE = 90
+# Not /tmp itself, which belongs to nobody: what lies in it. $0 is the most bytes there may be.
+_ARCHIVE = f"""cd / && {{ printf '{HOME[1:]}\\0'; find tmp -mindepth 1 -maxdepth 1 -print0; }} | {{
+tar --create --format=posix --sparse --numeric-owner --xattrs --xattrs-include='user.*' \
+--pax-option=delete=atime,delete=ctime --warning=no-file-ignored --anchored --no-wildcards \
+{" ".join(f"--exclude={path}" for path in _PASSING)} --null --files-from=-
+echo $? >/code; }} | head -c $(($0 + 1)) >/{STATE} || exit
+[ $(stat -c %s /{STATE}) -le $0 ] || exit {_TOO_LARGE}
+exit $(cat /code)"""
 
 
 class Snapshots:
@@ -72,21 +76,19 @@ class Snapshots:
 
     def _worker(self, api: APIClient, desk: Desk, snapshot: str, running: dict[str, Any]) -> tuple[str, int]:
         """A container that will write the archive; and the size of the image it comes from."""
-        from docker.types import Mount, Ulimit
+        from docker.types import Mount
 
-        most = self._most(running)
         config = api.create_host_config(
             mounts=[Mount(to, name, type="volume", read_only=True) for name, to in desk.volumes.items()],
             cap_drop=["ALL"],
             cap_add=["DAC_READ_SEARCH"],
             security_opt=["no-new-privileges:true"],
             network_mode="none",
-            ulimits=[Ulimit(name="fsize", soft=most, hard=most)],
             log_config=short_log("64k"),
         )
         made = api.create_container(
             running["Image"],
-            ["/bin/sh", "-c", _ARCHIVE],
+            ["/bin/sh", "-c", _ARCHIVE, running["Config"]["Labels"][MOST]],
             entrypoint=[],
             user="0:0",
             working_dir="/",
@@ -97,16 +99,13 @@ class Snapshots:
         )
         return str(made["Id"]), _size(api, running["Image"])
 
-    def _most(self, running: dict[str, Any]) -> int:
-        return int(running["Config"]["Labels"].get(MOST, 0)) or -1
-
     def _work(self, api: APIClient, worker: str, snapshot: str) -> None:
         api.start(worker)
         code = api.wait(worker, timeout=_SECONDS_TO_SAVE)["StatusCode"]
         if code == 0:
             return
         said = api.logs(worker, tail=5).decode("utf-8", "replace").strip()
-        if code == 153 or "File too large" in said:
+        if code == _TOO_LARGE:
             raise UnavailableError(
                 f"snapshot {snapshot} would be larger than its profile allows",
                 remedy="remove files in the desktop, or raise options.snapshot in the profile",
