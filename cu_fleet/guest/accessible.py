@@ -198,9 +198,8 @@ class Reader:
         if element is None or box is None:
             raise RefusedError("stale", f'{ref}, the {role} "{name}", is not on the screen any more; {AGAIN}')
         if not same:
-            raise RefusedError(
-                "stale", f'{ref} was the {role} "{name}", and is the {element.role} "{element.name}" now'
-            )
+            now = f'the {element.role} "{element.name}"'
+            raise RefusedError("stale", f'{ref} was the {role} "{name}", and is {now} now; {AGAIN}')
         x, y = box[0] + box[2] // 2, box[1] + box[3] // 2
         if above := self.above(where, x, y, focus):
             raise RefusedError("covered", f'{ref}, the {role} "{name}", is behind the window "{above}"; raise its own')

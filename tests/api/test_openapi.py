@@ -16,8 +16,9 @@ POST /v1/leases/{lease}/renew; POST /v1/leases/{lease}/release; POST /v1/leases/
 POST /v1/leases/{lease}/resume; POST /v1/leases/{lease}/take; POST /v1/leases/{lease}/revoke;
 POST /v1/leases/{lease}/reassign; POST /v1/leases/{lease}/actions; GET /v1/leases/{lease}/screenshot;
 GET /v1/leases/{lease}/files; GET /v1/leases/{lease}/files/{path}; PUT /v1/leases/{lease}/files/{path};
-DELETE /v1/leases/{lease}/files/{path}; GET /v1/leases/{lease}/windows; GET /v1/leases/{lease}/ui; POST /v1/leases/{lease}/focus;
-POST /v1/leases/{lease}/launch; GET /v1/leases/{lease}/clipboard; PUT /v1/leases/{lease}/clipboard;
+DELETE /v1/leases/{lease}/files/{path}; GET /v1/leases/{lease}/windows; POST /v1/leases/{lease}/focus;
+GET /v1/leases/{lease}/ui; POST /v1/leases/{lease}/launch; GET /v1/leases/{lease}/clipboard;
+PUT /v1/leases/{lease}/clipboard;
 GET /v1/desktops; GET /v1/desktops/{desktop}; DELETE /v1/desktops/{desktop}; POST /v1/desktops/{desktop}/exec;
 POST /v1/desktops/{desktop}/freeze; POST /v1/desktops/{desktop}/thaw; GET /v1/desktops/{desktop}/logs;
 POST /v1/desktops/{desktop}/snapshots; GET /v1/snapshots; POST /v1/snapshots/{snapshot}/restore;
