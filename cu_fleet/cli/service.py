@@ -57,7 +57,7 @@ def down(as_json: Json = False) -> None:
     if told is not None:
         wait_for_end(told["pid"])
         ended = {"stopped": True, "desktops": told["desktops"], "leases": told["leases"]}
-        words = f"stopped: {told['desktops']} desktops, {told['leases']} leases"
+        words = f"stopped: {_counted(told['desktops'], 'desktop')}, {_counted(told['leases'], 'lease')}"
     else:
         ended = {"stopped": _leftovers(), "desktops": None, "leases": None}
         words = "stopped what a controller had left behind" if ended["stopped"] else "nothing is running"
@@ -65,6 +65,10 @@ def down(as_json: Json = False) -> None:
         output.document(ended)
     else:
         output.say(words)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 async def _shut_down(wire: connect.Wire) -> dict[str, Any]:

@@ -204,7 +204,8 @@ class Leasing:
         if token and lease.live and lease.state is LeaseState.ACTIVE and self._may_have_token(who, lease):
             more["token"] = self.core.mint.lease(lease.id)
         desktop = tx.get(Desktop, lease.desktop) if lease.desktop else None
-        return lease_view(lease, desktop, self.core.now(), url=self.url, **more)
+        mcp_url = f"{self.url}/mcp" if self.url else None
+        return lease_view(lease, desktop, self.core.now(), url=self.url, mcp_url=mcp_url, **more)
 
     def _waiting_words(self, lease: Lease, blocked: Blocked | None, outlook: Plan) -> str:
         if blocked is None:

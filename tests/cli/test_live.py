@@ -91,6 +91,7 @@ def in_line() -> list[str]:
 def test_a_lease_from_beginning_to_end(tmp_path: Path) -> None:
     view = acquire("codex-a", "--ttl", "20m", "--resource", "browser:x")
     lease = view["lease"]
+    assert view["mcp_url"] == view["url"] + "/mcp"
     assert (view["width"], view["height"], view["resources"]) == (320, 200, ["browser:x"])
     assert lease in done("lease", "list").out
     done("screenshot", lease, "-o", str(tmp_path / "a.png"))
