@@ -65,15 +65,16 @@ def differs(before: Still, now: Canvas, focus: Focus) -> bool:
 def _count(before: Still, now: Canvas, focus: Focus) -> int:
     """Pixels that differ and count; no further than it matters."""
     x, top, width, height = focus.region or (0, 0, now.width, now.height)
+    right, bottom = min(x + width, now.width), min(top + height, now.height)  # it may have become smaller
     count = 0
-    for y in range(top, top + height, _BAND):
-        rows = min(_BAND, top + height - y)
+    for y in range(top, bottom, _BAND):
+        rows = min(_BAND, bottom - y)
         old, new = before.rows(y, rows), bytes(now.data[y * now.stride : (y + rows) * now.stride])
         if old != new:
-            mask = _mask(old, new, now.width, rows).crop((x, 0, x + width, rows))
+            mask = _mask(old, new, now.width, rows).crop((x, 0, max(x, right), rows))
             for left, up, across, down in focus.ignore:
                 mask.paste(0, (left - x, up - y, left - x + across, up - y + down))
-            count += width * rows - mask.histogram()[0]
+            count += mask.width * rows - mask.histogram()[0]
             if count >= focus.below:
                 break
     return count

@@ -15,21 +15,28 @@ def rects(draw: st.DrawFn) -> Rect:
     return (x, y, draw(st.integers(1, WIDTH - x)), draw(st.integers(1, HEIGHT - y)))
 
 
+@st.composite
+def regions(draw: st.DrawFn) -> Rect:
+    """They may have been made for a larger screen."""
+    return (draw(st.integers(0, 50)), draw(st.integers(0, 50)), draw(st.integers(1, 60)), draw(st.integers(1, 60)))
+
+
 def _holds(rect: Rect, x: int, y: int) -> bool:
     return rect[0] <= x < rect[0] + rect[2] and rect[1] <= y < rect[1] + rect[3]
 
 
 @given(
     drawn=st.lists(rects(), max_size=3),
-    region=st.none() | rects(),
-    ignore=st.lists(rects(), max_size=2),
+    region=st.none() | regions(),
+    ignore=st.lists(regions(), max_size=2),
     below=st.integers(0, 300),
 )
 def test_a_change_counts_where_it_is_looked_for_and_large_enough(
     drawn: list[Rect], region: Rect | None, ignore: list[Rect], below: int
 ) -> None:
     canvas = Canvas(WIDTH, HEIGHT)
-    before = Still.of(canvas)
+    focus = Focus(region, tuple(ignore), below)
+    before, enough = Still.of(canvas), Still.of(canvas, focus)
     for number, rect in enumerate(drawn, 1):
         canvas.put(rect, bytes((number, 0, 0, 99)) * (rect[2] * rect[3]))
     counted = sum(
@@ -39,7 +46,7 @@ def test_a_change_counts_where_it_is_looked_for_and_large_enough(
         for x in range(WIDTH)
         for y in range(HEIGHT)
     )
-    assert differs(before, canvas, Focus(region, tuple(ignore), below)) is (counted >= max(1, below))
+    assert differs(before, canvas, focus) is differs(enough, canvas, focus) is (counted >= max(1, below))
 
 
 def test_what_comes_and_goes_again_is_no_change() -> None:

@@ -1,7 +1,6 @@
 """Seeing, on every server that is known: TigerVNC, a desktop through the real controller, Xvfb with x11vnc, QEMU."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,43 +11,17 @@ from PIL import Image
 
 from cu_fleet.client import Desktop
 from cu_fleet.client.fleet import Command
-from cu_fleet.rfb.hands import Hands
 from cu_fleet.rfb.screen import Screen
 from cu_fleet.testing import easel
 from cu_fleet.testing.screen_seeing import Easels, Said, ScreenSight, SeeingContract, Seen, listening
 from tests.acceptance.home import Home, home
 from tests.rfb.qemu import Qemu, drawn, qemu
+from tests.rfb.sights import REST, seen_on
 from tests.rfb.x11vnc import WITHIN, x11vnc
 from tests.rfb.xvnc import PYTHON, xvnc
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
-REST = "0.1"
 _EASEL = Path(easel.__file__).read_text()
-
-
-@asynccontextmanager
-async def drawing(display: str, rest: str = REST) -> AsyncIterator[Said]:
-    """The easel on a display of this machine."""
-    env = {"DISPLAY": display, "PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "XAUTHORITY": "/dev/null"}
-    words = [PYTHON, easel.__file__, "1", rest]
-    process = await asyncio.create_subprocess_exec(*words, env=env, stdout=asyncio.subprocess.PIPE)
-    said = Said()
-    try:
-        assert process.stdout
-        async with listening(said, process.stdout):
-            yield said
-    finally:
-        process.kill()
-        await process.wait()
-
-
-@asynccontextmanager
-async def seen_on(server: Any, rest: str = REST, **more: Any) -> AsyncIterator[ScreenSight]:
-    screen = await server.screen(**more)
-    await Hands(screen, lambda: None).claim_pointer()
-    async with drawing(server.display, rest) as said:
-        yield ScreenSight(screen, said)
-    await screen.close()
 
 
 class TestTigerVnc(SeeingContract):
