@@ -235,6 +235,7 @@ class _Bare:
         await self.screen.sync()
 
     async def key_to_frame(self) -> None:
+        encode(await self.screen.frame())  # so that encoding is as warm as the controller's
         since = await self.screen.refresh()
         began = time.perf_counter()
         await self.write("a")

@@ -104,7 +104,7 @@ class Core:
 
     async def note(self, work: Callable[[Tx], T]) -> T:
         """A change that cannot matter to the queue, nor bring a deadline nearer: an audit entry, a renewal."""
-        result = await self.store.transact(work)
+        result = await self.store.transact(work, lasting=False)
         self.bell.ring()
         return result
 

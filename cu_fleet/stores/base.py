@@ -76,8 +76,11 @@ class Tx(Protocol):
 
 
 class Store(Protocol):
-    async def transact(self, work: Callable[[Tx], T]) -> T:
+    async def transact(self, work: Callable[[Tx], T], *, lasting: bool = True) -> T:
         """Run `work` in one transaction, and return what it returns. A raised error undoes all of it.
+
+        Unless it is `lasting`, a loss of power may undo it yet, as long as nothing lasting followed: then nobody waits
+        for a disk.
 
         `work` is a plain function, run once, on another thread. Cancelled, this call ends when the transaction has:
         undone if it never began, else done or undone.

@@ -45,7 +45,7 @@ class SqlStore(ABC):
     def disconnect(self) -> None: ...
 
     @abstractmethod
-    def begin(self) -> None: ...
+    def begin(self, *, lasting: bool) -> None: ...
 
     @abstractmethod
     def commit(self) -> None: ...
@@ -74,12 +74,12 @@ class SqlStore(ABC):
             self._line.close()
             raise
 
-    async def transact(self, work: Callable[[Tx], T]) -> T:
+    async def transact(self, work: Callable[[Tx], T], *, lasting: bool = True) -> T:
         if threading.get_ident() == self._thread:
             raise BrokenError("a transaction was begun inside another one", code="nested_transaction")
         if self._closed:
             raise UnavailableError("the store is closed", code="store_closed")
-        return await self.on_thread(partial(self.run, work))
+        return await self.on_thread(partial(self.run, work, lasting=lasting))
 
     async def close(self) -> None:
         """Finish what was begun, and let go of the database. Again is harmless."""
@@ -91,11 +91,11 @@ class SqlStore(ABC):
                 self._line.give(self.disconnect)  # if we were cancelled before the first one began
                 self._line.close()
 
-    def run(self, work: Callable[[Tx], T]) -> T:
+    def run(self, work: Callable[[Tx], T], *, lasting: bool = True) -> T:
         """One transaction, on the thread."""
         self._began = time.monotonic()
         try:
-            self.begin()
+            self.begin(lasting=lasting)
             return self._whole(work)
         finally:
             self._began = None

@@ -4,6 +4,9 @@ One controller per database: an advisory lock, held as long as the connection li
 names the server itself, not a pooler that shares connections out by transaction). When the server goes away and comes
 back, the next transaction makes a new connection; work is never run twice. A transaction that breaks in the middle is
 undone by the server; when its commit was under way nobody can tell, and the caller is told just that.
+
+Only what is to last waits for the server's disk. The entries of looks and actions do not: as with SQLite, a loss of
+power (here also the server's own death) may take the last moments of them, never their order.
 """
 
 import os
@@ -36,6 +39,12 @@ PATIENCE = 5.0  # seconds to wait for a server that went away, once
 LOCK_WAIT = "3s"  # a killed controller's connection may take a moment to end
 _LOCK = 0x63756665  # "cufe"
 
+# A transaction whose commit is on disk when it is answered.
+BEGIN = "BEGIN"
+
+# And one whose commit the server writes down a moment later: all it takes is the server's own death to lose it.
+BEGIN_IN_HASTE = "BEGIN; SET LOCAL synchronous_commit = off"
+
 # Held until this connection ends; one for each schema, so that tests and fleets can share a database.
 TAKE_LOCK = "SELECT pg_advisory_lock(:lock, hashtext(coalesce(current_schema(), '')))"
 
@@ -61,6 +70,7 @@ class PostgresStore(SqlStore):
         self._where = f"{self._params.get('dbname', '')} on {self._params.get('host', 'this machine')}"
         self._connection: psycopg.Connection[Any] | None = None
         self._patience = 0.0
+        self._behind = False  # whether something was committed in haste since all was made durable
         self._ending = threading.Event()
 
     @classmethod
@@ -71,7 +81,13 @@ class PostgresStore(SqlStore):
         return store
 
     async def make_durable(self) -> None:
-        """Nothing is left to do: PostgreSQL has synced its log before it answers a commit (`connect` sees to that)."""
+        """PostgreSQL syncs its log before it answers a lasting commit, and with it all that was committed before."""
+        await self.on_thread(self._sync)
+
+    def _sync(self) -> None:
+        if self._behind:
+            self.run(lambda tx: tx.set_meta("durable", str(time.time())))
+            self._behind = False
 
     async def close(self) -> None:
         self._ending.set()
@@ -128,14 +144,16 @@ class PostgresStore(SqlStore):
         if connection:
             connection.close()
 
-    def begin(self) -> None:
+    def begin(self, *, lasting: bool) -> None:
         """On a connection that lives: the server may have gone and come back since the last transaction."""
+        statements = BEGIN if lasting else BEGIN_IN_HASTE
+        self._behind |= not lasting
         self._reconnect()
         try:
-            self.execute("BEGIN", {})
+            self.run_script(statements)
         except LostError:
             self._reconnect()
-            self.execute("BEGIN", {})
+            self.run_script(statements)
 
     def commit(self) -> None:
         try:

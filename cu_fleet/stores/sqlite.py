@@ -97,7 +97,7 @@ class SqliteStore(SqlStore):
             with self._in_words():
                 connection.close()
 
-    def begin(self) -> None:
+    def begin(self, *, lasting: bool) -> None:
         self.execute("BEGIN IMMEDIATE", {})
 
     def commit(self) -> None:

@@ -251,6 +251,26 @@ def test_a_commit_is_on_disk_even_where_the_server_would_not_wait(postgres: Priv
     run(body())
 
 
+def test_a_commit_in_haste_is_on_disk_once_all_is_made_durable(url: str) -> None:
+    async def body() -> None:
+        store = await PostgresStore.open(url, KEY)
+        setting = await store.transact(lambda tx: store.execute("SHOW synchronous_commit", {}), lasting=False)
+        assert setting == [("off",)]
+        assert await store.transact(lambda tx: store.execute("SHOW synchronous_commit", {})) == [("on",)]
+        await store.transact(write_one, lasting=False)
+        with beside(url) as other:
+            written = other.execute("SELECT pg_current_wal_insert_lsn()").fetchone()
+            await store.make_durable()
+            flushed = "SELECT pg_current_wal_flush_lsn() >= %s::pg_lsn, (SELECT value FROM meta WHERE name = 'durable')"
+            done, first = other.execute(flushed, written).fetchone() or (None, None)
+            assert done
+            await store.make_durable()  # nothing is left to do
+            assert (other.execute(flushed, written).fetchone() or (None, None))[1] == first
+        await store.close()
+
+    run(body())
+
+
 @pytest.mark.parametrize(
     ("how", "kind", "code"),
     [
