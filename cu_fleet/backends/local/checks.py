@@ -34,6 +34,7 @@ async def all_checks(home: Path, cgroups: Cgroups, profile: Profile | None) -> l
     found = [
         _programs(profile),
         await _xlib(),
+        await _accessibility(),
         _home(home),
         await _namespaces(),
         await asyncio.to_thread(_limits, cgroups, profile),
@@ -69,6 +70,17 @@ async def _xlib() -> Check:
         needed=False,
         fix=_install("python3-xlib"),
     )
+
+
+async def _accessibility() -> Check:
+    """What programs tell of their elements goes over a bus of its own, which the session's starts when it is asked."""
+    bus = Path("/usr/share/dbus-1/services/org.a11y.Bus.service")
+    code, said = await _try([str(demands.PYTHON), "-I", "-c", "from gi.repository import Gio"])
+    if code == 0 and bus.exists():
+        return Check("accessibility", True, "programs can tell what they show")
+    lacks = f"{bus} is missing" if code == 0 else f"{demands.PYTHON} cannot import gi: {said}"
+    fix = _install("at-spi2-core", "python3-gi")
+    return Check("accessibility", False, f"elements cannot be read by role and name: {lacks}", needed=False, fix=fix)
 
 
 def _home(home: Path) -> Check:
