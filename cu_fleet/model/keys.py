@@ -7,6 +7,8 @@ as a viewer with such a keyboard would.
 """
 
 import difflib
+import re
+import sys
 from collections.abc import Iterable
 
 from cu_fleet.model.errors import InvalidError
@@ -87,26 +89,30 @@ _ALSO = """
     Left: arrow_left left_arrow                    Right: arrow_right right_arrow
     Up: arrow_up up_arrow                          Down: arrow_down down_arrow
     Shift_L: shift lshift shift_left left_shift                  Shift_R: rshift shift_right right_shift
-    Control_L: ctrl control lctrl ctrl_l control_left left_ctrl  Control_R: rctrl ctrl_r control_right right_ctrl
-    Alt_L: alt option opt lalt alt_left left_alt                 Alt_R: ralt alt_right right_alt
+    Control_L: ctrl control lctrl ctrl_l control_left left_ctrl ctrl_left
+    Control_R: rctrl ctrl_r control_right right_ctrl ctrl_right
+    Alt_L: alt option opt lalt alt_left left_alt option_left             Alt_R: ralt alt_right right_alt option_right
     ISO_Level3_Shift: altgr alt_gr alt_graph
-    Super_L: super cmd command win windows lwin os super_left cmd_l left_cmd meta_left os_left
-    Super_R: rwin super_right cmd_r right_cmd meta_right os_right
+    Super_L: super cmd command win windows lwin os super_left cmd_l left_cmd meta_left os_left win_left command_left
+    Super_R: rwin super_right cmd_r right_cmd meta_right os_right win_right command_right
     Meta_L: meta     Hyper_L: hyper
-    Menu: context_menu apps menu_key               Print: print_screen prtsc prtscr prt_sc sysrq snapshot
+    Menu: context_menu apps menu_key               Print: print_screen prtsc prtscr prt_sc prntscrn sysrq snapshot
     Caps_Lock: caps capslock                       Num_Lock: numlock   Scroll_Lock: scrolllock
     Pause: pause_break                             Multi_key: compose  Sys_Req: sys_rq
-    KP_Enter: numpad_enter                         KP_Add: numpad_add kp_plus numpad_plus
-    KP_Subtract: numpad_subtract kp_minus numpad_minus   KP_Multiply: numpad_multiply kp_asterisk
-    KP_Divide: numpad_divide kp_slash              KP_Decimal: numpad_decimal kp_period kp_dot   KP_Equal: numpad_equal
-    KP_0: numpad_0   KP_1: numpad_1   KP_2: numpad_2   KP_3: numpad_3   KP_4: numpad_4
-    KP_5: numpad_5   KP_6: numpad_6   KP_7: numpad_7   KP_8: numpad_8   KP_9: numpad_9
+    KP_Enter: numpad_enter                         KP_Add: numpad_add kp_plus numpad_plus add
+    KP_Subtract: numpad_subtract kp_minus numpad_minus subtract   KP_Multiply: numpad_multiply kp_asterisk
+    KP_Divide: numpad_divide kp_slash divide              KP_Decimal: numpad_decimal kp_period kp_dot decimal
+    KP_Equal: numpad_equal
+    KP_0: numpad_0 num_0   KP_1: numpad_1 num_1   KP_2: numpad_2 num_2   KP_3: numpad_3 num_3   KP_4: numpad_4 num_4
+    KP_5: numpad_5 num_5   KP_6: numpad_6 num_6   KP_7: numpad_7 num_7   KP_8: numpad_8 num_8   KP_9: numpad_9 num_9
     KP_Page_Up: kp_prior  KP_Page_Down: kp_next
     XF86AudioMute: mute volume_mute audio_volume_mute    XF86AudioRaiseVolume: volume_up audio_volume_up
     XF86AudioLowerVolume: volume_down audio_volume_down  XF86AudioPlay: play media_play media_play_pause play_pause
     XF86AudioStop: media_stop    XF86AudioNext: media_next media_track_next next_track
     XF86AudioPrev: media_prev media_track_previous prev_track    XF86Back: browser_back    XF86Forward: browser_forward
     XF86Refresh: browser_refresh    XF86HomePage: browser_home    XF86Search: browser_search
+    XF86Stop: browser_stop    XF86Favorites: browser_favorites    XF86Mail: launch_mail
+    Mode_switch: mode_change    Henkan: convert    Muhenkan: nonconvert non_convert    Hangul_Hanja: hanja
     exclam: exclamation_mark    quotedbl: double_quote quote_dbl    numbersign: hash    dollar: dollar_sign
     percent: percent_sign    ampersand: and_sign    apostrophe: quote single_quote quoteright
     parenleft: left_paren    parenright: right_paren    asterisk: star    plus: plus_sign    comma: comma_key
@@ -143,6 +149,8 @@ def _spellings(names: dict[str, int]) -> dict[str, int]:
                 target = word[:-1]
             else:
                 found.setdefault(_plain(word), names[target])
+    for char in "abcdefghijklmnopqrstuvwxyz0123456789":  # what the web calls them
+        found[f"{'digit' if char.isdigit() else 'key'}{char}"] = ord(char)
     return {**found, **{_plain(name.removeprefix("XF86")): sym for name, sym in names.items() if _media(name, found)}}
 
 
@@ -172,7 +180,9 @@ def char_keysym(char: str) -> int:
 
 
 def keysym(name: str) -> int:
-    """The keysym of one key, by any of its names; a single character is itself."""
+    """The keysym of one key, by any of its names; a single character is itself, also as `U20AC`."""
+    if re.fullmatch(r"[Uu]\+?[0-9A-Fa-f]{4,6}", name) and int(name.lstrip("Uu+"), 16) <= sys.maxunicode:
+        name = chr(int(name.lstrip("Uu+"), 16))
     if len(name) == 1 and name.isprintable():
         return char_keysym(name)
     found = NAMES.get(name.removeprefix("XK_"), _SPELLINGS.get(_plain(name)) if name.strip() else None)
@@ -260,7 +270,7 @@ def _unknown(name: str) -> InvalidError:
         f"there is no key {name[:80]!r}",
         remedy="did you mean " + " or ".join(dict.fromkeys(name_of(_SPELLINGS[word]) for word in close))
         if close
-        else "use names such as a, enter, pageup, F5, ctrl, super or any X keysym's name",
+        else "use names such as a, enter, pageup, F5, ctrl, super, or X's for others",
         code="bad_key",
         key=name[:80],
     )

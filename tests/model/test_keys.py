@@ -55,6 +55,57 @@ def test_spellings(spellings: str, name: str) -> None:
         assert keysym(spelling) == NAMES[name], spelling
 
 
+# What agents are taught to say, from their vendors' documentation and sample programs.
+VENDORS = {
+    "openai": """ALT=Alt_L ARROWDOWN=Down ARROWLEFT=Left ARROWRIGHT=Right ARROWUP=Up BACKSPACE=BackSpace
+        CAPSLOCK=Caps_Lock CMD=Super_L CTRL=Control_L DELETE=Delete END=End ENTER=Return ESC=Escape HOME=Home
+        INSERT=Insert OPTION=Alt_L PAGEDOWN=Page_Down PAGEUP=Page_Up SHIFT=Shift_L SPACE=space SUPER=Super_L TAB=Tab
+        WIN=Super_L /=slash \\=backslash LEFT=Left RIGHT=Right UP=Up DOWN=Down F5=F5""",
+    "anthropic": """Return=Return BackSpace=BackSpace Tab=Tab Escape=Escape Delete=Delete Page_Up=Page_Up
+        Prior=Page_Up Next=Page_Down Left=Left space=space ctrl=Control_L alt=Alt_L shift=Shift_L super=Super_L
+        cmd=Super_L Super_L=Super_L KP_0=KP_0 KP_Enter=KP_Enter F12=F12 minus=minus equal=equal
+        bracketleft=bracketleft""",
+    "xdotool": """Control_R=Control_R meta=Meta_L hyper=Hyper_L ISO_Level3_Shift=ISO_Level3_Shift Menu=Menu
+        KP_Prior=KP_Page_Up XF86AudioMute=XF86AudioMute asciitilde=asciitilde question=question Agrave=Agrave
+        EuroSign=EuroSign U00E9=eacute dead_acute=dead_acute Multi_key=Multi_key""",
+    "pyautogui": """altleft=Alt_L altright=Alt_R apps=Menu browserback=XF86Back browserstop=XF86Stop
+        ctrlleft=Control_L ctrlright=Control_R decimal=KP_Decimal divide=KP_Divide add=KP_Add subtract=KP_Subtract
+        esc=Escape num0=KP_0 num9=KP_9 pgdn=Page_Down playpause=XF86AudioPlay prevtrack=XF86AudioPrev prntscrn=Print
+        prtsc=Print shiftright=Shift_R volumedown=XF86AudioLowerVolume winleft=Super_L winright=Super_R
+        command=Super_L optionleft=Alt_L launchmail=XF86Mail""",
+    "web": """ControlLeft=Control_L ShiftRight=Shift_R AltGraph=ISO_Level3_Shift MetaLeft=Super_L ArrowUp=Up KeyA=a
+        Digit7=7 Minus=minus Backquote=grave BracketLeft=bracketleft Quote=apostrophe Numpad5=KP_5 NumpadAdd=KP_Add
+        NumpadEnter=KP_Enter ContextMenu=Menu PrintScreen=Print AudioVolumeUp=XF86AudioRaiseVolume
+        MediaTrackNext=XF86AudioNext BrowserForward=XF86Forward CapsLock=Caps_Lock""",
+}
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_names_that_agents_are_taught(vendor: str) -> None:
+    wrong = {}
+    for word in VENDORS[vendor].split():
+        said, name = word.rsplit("=", 1)
+        for spelling in {said, said.lower(), said.upper()} if len(said) > 1 and said != "Agrave" else {said}:
+            if keysym(spelling) != NAMES[name]:
+                wrong[spelling] = hex(keysym(spelling))
+    assert wrong == {}
+
+
+def test_a_character_may_be_named_by_its_number() -> None:
+    assert keysym("U20AC") == keysym("u+20ac") == char_keysym("€")
+    assert keysym("U1F600") == char_keysym("😀")
+    for wrong in ("U110000", "U12", "U20ACG", "U0007"):
+        with pytest.raises(InvalidError):
+            keysym(wrong)
+
+
+def test_with_shift_named_a_key_by_its_name_means_what_shift_makes_of_it() -> None:
+    assert combo("shift+slash") == (NAMES["Shift_L"], ord("?"))
+    assert combo("ctrl+shift+minus") == (NAMES["Control_L"], NAMES["Shift_L"], ord("_"))
+    assert combo("ctrl+shift+XF86Back")[-1] == NAMES["XF86Back"]
+    assert combo("slash") == (ord("/"),)
+
+
 def test_keysyms_are_those_of_x() -> None:
     known = {
         "a": 0x61,
