@@ -167,7 +167,7 @@ class Looking:
         return known if known and known.shown.generation == visit.lease.generation else None
 
     async def _fresh(self, visit: Visit, shot: Shot) -> tuple[Known, bytes]:
-        frame = await visit.screen.frame(pointer=shot.pointer)
+        frame = await visit.screen.frame(pointer=True)
         size = (frame.width, frame.height)
         if size != (visit.desktop.width, visit.desktop.height) and not shot.allow_blank:
             raise wrong_size(visit.desktop, *size)
@@ -236,7 +236,7 @@ class Looking:
                 if policy == "all":
                     kept.append(self.frames.put(visit.lease, picture, "shown"))
                 elif policy == "actions" and visit.acted:
-                    kept.append(self.frames.put(visit.lease, encode(frame, pointer=wanted.pointer), "after"))
+                    kept.append(self.frames.put(visit.lease, encode(frame, pointer=True), "after"))
             except OSError as e:
                 visit.not_kept = not_kept(e)
             return picture, hashlib.sha256(picture.data).hexdigest(), kept

@@ -59,7 +59,7 @@ def test_around_each_action_and_named_by_the_record(tmp_path: Path) -> None:
             named = {sha256 for entry in done for sha256 in entry.frames}
             assert named <= set(pictures)
             shot, plain = (await seat.entries("look"))[0], (await seat.entries("look"))[1]
-            assert set(shot.frames) & set(pictures), "the settled screen, whole"
+            assert shot.frames[1] == done[-1].frames[1], "the settled screen, whole: nothing has changed since"
             assert plain.frames == (looked.sha256,)
             assert {Image.open(BytesIO(data)).size for data in pictures.values()} == {(200, 120)}
             assert {frame.agent for frame in await seat.fleet.controller.frames(ANA)} == {"a"}
