@@ -43,9 +43,9 @@ install() {
     command -v npm >/dev/null || node=(nodejs npm)
     local engine=()  # whoever has Docker's own packages keeps them
     PATH=$PATH:/usr/sbin command -v dockerd >/dev/null || engine=(docker.io)
-    examples/install.sh --extra dev at-spi2-core busybox-static chromium fonts-dejavu-core gir1.2-gtk-3.0 iproute2 iptables \
-      mmdebstrap mousepad postgresql procps python3-gi python3-pyqt5 python3-tk qemu-system-x86 x11-xserver-utils x11vnc xclip \
-      xterm xvfb "${engine[@]}" "${node[@]}"
+    examples/install.sh --extra dev at-spi2-core busybox-static chromium fonts-dejavu-core gir1.2-gtk-3.0 iproute2 \
+      iptables mmdebstrap mousepad postgresql procps python3-gi python3-pyqt5 python3-tk qemu-system-x86 \
+      x11-xserver-utils x11vnc xclip xterm xvfb "${engine[@]}" "${node[@]}"
   fi
 }
 
