@@ -14,6 +14,8 @@ from cu_fleet.rfb.screen import POLLED, Screen
 from tests.rfb.wire import HELLO, Server, raw, rect, update
 from tests.support import run, until
 
+PIXEL, WHOLE = (0, 0, 0, 1, 1), (0, 0, 0, 64, 48)  # requests
+
 
 @asynccontextmanager
 async def opened(**options: Any) -> AsyncIterator[tuple[Server, Screen]]:
@@ -83,6 +85,52 @@ def test_without_fences_an_older_request_costs_a_second_look() -> None:
             server.send(update(raw(0, 0, 64, 48, server.colour)))
             assert (await asked).pixels == b"\2\2\2\0" * (64 * 48)
             await watch
+
+    run(work())
+
+
+def test_answers_that_are_still_on_their_way_are_drained_as_long_as_they_may_come() -> None:
+    async def work() -> None:
+        async with opened(fences=False) as (server, screen):
+            await screen.frame()
+            server.answers = False
+            watch = asyncio.create_task(screen.wait_change(screen.serial, timeout=20))
+            await until(lambda: server.requests[-1][0] == 1)
+            asked = asyncio.create_task(screen.frame(timeout=5))
+            await until(lambda: server.requests[-1] == PIXEL)
+            old, new = raw(0, 0, 64, 48, b"\1\1\1\0"), raw(0, 0, 64, 48, b"\2\2\2\0")
+            server.send(update(old))  # to what was asked for by the wait
+            await until(lambda: server.requests[-1] == WHOLE)
+            server.send(update(new))  # to the pixel, and to all in one
+            assert (await asked).pixels == b"\2\2\2\0" * (64 * 48)
+            await watch
+            asked = asyncio.create_task(screen.frame(timeout=5))
+            await until(lambda: server.requests[-1] == PIXEL)
+            assert not asked.done()
+            server.answers = True
+            server.colour = b"\3\3\3\0"
+            server.send(update(raw(0, 0, 64, 48, server.colour)))
+            assert (await asked).pixels == b"\3\3\3\0" * (64 * 48)
+
+    run(work())
+
+
+def test_qemu_is_asked_for_a_pixel_and_sends_all_that_has_changed() -> None:
+    async def work() -> None:
+        async with opened(fences=False, name=b"QEMU (one)") as (server, screen):
+            assert (await screen.frame()).within == 0.0
+            assert server.requests[-1] == WHOLE
+            server.answers = False
+            asked = asyncio.create_task(screen.frame(timeout=5))
+            await until(lambda: server.requests[-1] == PIXEL)
+            server.send(update())  # of lamps or a cursor, unasked
+            server.send(update(raw(8, 8, 4, 4, b"\2\2\2\0")))
+            await until(lambda: screen.serial and screen._engine.canvas.data[(8 * 64 + 8) * 4] == 2)  # noqa: SLF001
+            assert not asked.done()
+            server.send(update(raw(0, 0, 16, 1, b"\3\3\3\0"), raw(20, 20, 4, 4, b"\4\4\4\0")))
+            frame = await asked
+            assert [frame.pixels[(y * 64 + x) * 4] for x, y in ((0, 0), (8, 8), (20, 20))] == [3, 2, 4]
+            assert server.requests[-1] == PIXEL, "nothing more was asked for"
 
     run(work())
 
