@@ -35,18 +35,22 @@ class Inside:
 
     # files
 
-    async def put_file(self, who: Caller, lease_id: str, path: str, data: AsyncIterator[bytes], mode: int) -> int:
+    async def put_file(
+        self, who: Caller, lease_id: str, path: str, data: AsyncIterator[bytes], mode: int, *, intent: str | None = None
+    ) -> int:
         lease, desktop, files = await self._files(who, lease_id)
         size = await files.put(desktop.handle, path, data, mode=mode)
-        await self._record("file.put", who, lease, {"path": path, "bytes": size})
+        await self._record("file.put", who, lease, {"path": path, "bytes": size}, intent=intent)
         return size
 
-    async def get_file(self, who: Caller, lease_id: str, path: str) -> AsyncIterator[bytes]:
+    async def get_file(
+        self, who: Caller, lease_id: str, path: str, *, intent: str | None = None
+    ) -> AsyncIterator[bytes]:
         """The file's bytes; what cannot be read is refused before the first of them."""
         lease, desktop, files = await self._files(who, lease_id, look=True)
         chunks = files.get(desktop.handle, path)
         first = await anext(chunks, b"")
-        await self._record("file.get", who, lease, {"path": path})
+        await self._record("file.get", who, lease, {"path": path}, intent=intent)
         return _with_first(first, chunks)
 
     async def files(self, who: Caller, lease_id: str, path: str) -> list[FileInfo]:
@@ -69,17 +73,19 @@ class Inside:
 
     # the helper
 
-    async def windows(self, who: Caller, lease_id: str) -> list[dict[str, object]]:
+    async def windows(self, who: Caller, lease_id: str, *, intent: str | None = None) -> list[dict[str, object]]:
         lease, desktop = await self.acting.allowed(who, lease_id, look=True)
         answer = await self._ask(desktop, "windows")
-        await self._record("windows", who, lease, {})
+        await self._record("windows", who, lease, {}, intent=intent)
         windows = answer.get("windows")
         return windows if isinstance(windows, list) else []
 
-    async def focus(self, who: Caller, lease_id: str, window: int) -> None:
-        await self._do(who, lease_id, "focus", {"window": window})
+    async def focus(self, who: Caller, lease_id: str, window: int, *, intent: str | None = None) -> None:
+        await self._do(who, lease_id, "focus", {"window": window}, intent=intent)
 
-    async def launch(self, who: Caller, lease_id: str, name: str, args: Sequence[str]) -> dict[str, object]:
+    async def launch(
+        self, who: Caller, lease_id: str, name: str, args: Sequence[str], *, intent: str | None = None
+    ) -> dict[str, object]:
         """Start one of the programs that the profile lists."""
         lease, desktop = await self.acting.allowed(who, lease_id)
         offered = self.core.profile(desktop.profile).launch
@@ -89,22 +95,31 @@ class Inside:
                 code="not_launchable",
             )
         argv = [*offered[name].command, *args]
-        return await self._do(who, lease.id, "launch", {"argv": argv}, facts={"name": name, "args": list(args)})
+        facts: dict[str, object] = {"name": name, "args": list(args)}
+        return await self._do(who, lease.id, "launch", {"argv": argv}, facts=facts, intent=intent)
 
-    async def clipboard_get(self, who: Caller, lease_id: str) -> str:
+    async def clipboard_get(self, who: Caller, lease_id: str, *, intent: str | None = None) -> str:
         lease, desktop = await self.acting.allowed(who, lease_id, look=True)
         text = str((await self._ask(desktop, "clipboard_get")).get("text", ""))
-        await self._record("clipboard.get", who, lease, {"text": redacted(text, self.core.redaction_key)})
+        facts: dict[str, object] = {"text": redacted(text, self.core.redaction_key)}
+        await self._record("clipboard.get", who, lease, facts, intent=intent)
         return text
 
-    async def clipboard_set(self, who: Caller, lease_id: str, text: str) -> None:
+    async def clipboard_set(self, who: Caller, lease_id: str, text: str, *, intent: str | None = None) -> None:
         if len(text.encode()) > _CLIPBOARD_MOST:
             raise InvalidError(f"the clipboard takes at most {_CLIPBOARD_MOST} bytes", code="too_large")
         facts: dict[str, object] = {"text": redacted(text, self.core.redaction_key)}
-        await self._do(who, lease_id, "clipboard_set", {"text": text}, facts=facts)
+        await self._do(who, lease_id, "clipboard_set", {"text": text}, facts=facts, intent=intent)
 
     async def _do(
-        self, who: Caller, lease_id: str, do: str, args: dict[str, object], facts: dict[str, object] | None = None
+        self,
+        who: Caller,
+        lease_id: str,
+        do: str,
+        args: dict[str, object],
+        *,
+        facts: dict[str, object] | None = None,
+        intent: str | None = None,
     ) -> dict[str, object]:
         """Something the helper does for a caller: intent, deed and result, in the actor's turn."""
         lease, desktop = await self.acting.allowed(who, lease_id)
@@ -112,7 +127,7 @@ class Inside:
         async with actor.turn:
             await self.acting.allowed(who, lease_id)
             actor.check()
-            intent = await self._record(do, who, lease, facts if facts is not None else args)
+            entry = await self._record(do, who, lease, facts if facts is not None else args, intent=intent)
             began, result = time.monotonic(), "ok"
             try:
                 return await self._ask(desktop, do, **args)
@@ -120,7 +135,7 @@ class Inside:
                 result = e.code
                 raise
             finally:
-                await self._record(f"{do}.done", who, lease, {}, of=intent, result=result, began=began)
+                await self._record(f"{do}.done", who, lease, {}, of=entry, result=result, began=began)
 
     async def _ask(self, desktop: Desktop, do: str, **args: object) -> dict[str, object]:
         helper = await self.helpers.of(desktop)
@@ -225,11 +240,12 @@ class Inside:
         of: int | None = None,
         result: str | None = None,
         began: float | None = None,
+        intent: str | None = None,
     ) -> int:
         seconds = None if began is None else round(time.monotonic() - began, 6)
         return await self.core.note(
             lambda tx: self.core.record(
-                tx, what, who.who, lease=lease, facts=facts, of=of, result=result, seconds=seconds
+                tx, what, who.who, lease=lease, facts=facts, intent=intent, of=of, result=result, seconds=seconds
             )
         )
 

@@ -246,7 +246,7 @@ class Leasing:
         await self.core.change(work)
         return await self.lease(who, lease_id)
 
-    async def release(self, who: Caller, lease_id: str) -> LeaseView:
+    async def release(self, who: Caller, lease_id: str, *, reason: str = "") -> LeaseView:
         """Give the desktop back, or leave the queue. Releasing what is over already changes nothing."""
         lease = await self.core.read(lambda tx: self._own(tx, who, lease_id))
         if who.role is not None:
@@ -254,7 +254,7 @@ class Leasing:
         if lease.live:
             waiting = lease.state is LeaseState.WAITING
             state = LeaseState.CANCELLED if waiting else LeaseState.RELEASED
-            await self.ending.end(lease_id, state, reason="", by=who.who)
+            await self.ending.end(lease_id, state, reason=reason, by=who.who)
         return await self.lease(who, lease_id)
 
 

@@ -230,34 +230,34 @@ async def act(at: At, ask: take.Act) -> Answer:
 @_tool("Read the clipboard", take.Acts, _helper, reads=True)
 async def clipboard_get(at: At, ask: take.Acts) -> Answer:
     """Tells the text in your desktop's own clipboard, for instance after ctrl+c."""
-    return said(_shortened(await at.fleet.clipboard_get(at.who, at.lease)))
+    return said(_shortened(await at.fleet.clipboard_get(at.who, at.lease, intent=ask.intent)))
 
 
 @_tool("Set the clipboard", take.Text, _helper, same=True)
 async def clipboard_set(at: At, ask: take.Text) -> Answer:
     """Puts text into your desktop's own clipboard; paste it with ctrl+v."""
-    await at.fleet.clipboard_set(at.who, at.lease, ask.text)
+    await at.fleet.clipboard_set(at.who, at.lease, ask.text, intent=ask.intent)
     return said("Done.")
 
 
 @_tool("List windows", take.Acts, _helper, reads=True)
 async def windows(at: At, ask: take.Acts) -> Answer:
     """Lists your desktop's windows: id, title, class, place, and which has the focus."""
-    found = await at.fleet.windows(at.who, at.lease)
+    found = await at.fleet.windows(at.who, at.lease, intent=ask.intent)
     return said("\n".join(json.dumps(window, ensure_ascii=False) for window in found) or "There are no windows.")
 
 
 @_tool("Focus a window", take.Window, _helper, same=True)
 async def focus(at: At, ask: take.Window) -> Answer:
     """Raises a window and gives it the keyboard."""
-    await at.fleet.focus(at.who, at.lease, ask.window)
+    await at.fleet.focus(at.who, at.lease, ask.window, intent=ask.intent)
     return said("Done.")
 
 
 @_tool("Start a program", take.Launch, _launch)
 async def launch(at: At, ask: take.Launch) -> Answer:
     """Starts one of these programs on your desktop; its window takes a moment: wait for a change."""
-    started = await at.fleet.launch(at.who, at.lease, ask.name, ask.args)
+    started = await at.fleet.launch(at.who, at.lease, ask.name, ask.args, intent=ask.intent)
     return said(f"Started {ask.name}: {json.dumps(started)}")
 
 
@@ -276,7 +276,8 @@ async def file_get(at: At, ask: take.FileGet) -> Answer:
     if ask.path.endswith("/"):
         found = await at.fleet.files(at.who, at.lease, ask.path.strip("/"))
         return said("\n".join(f"{x.path}{'/' if x.kind == 'dir' else f' {x.size} bytes'}" for x in found) or "Nothing.")
-    return _contents(ask.path, await _gathered(await at.fleet.get_file(at.who, at.lease, ask.path), ask.path))
+    chunks = await at.fleet.get_file(at.who, at.lease, ask.path, intent=ask.intent)
+    return _contents(ask.path, await _gathered(chunks, ask.path))
 
 
 @_tool("Put a file in", take.FilePut, _files, same=True)
@@ -284,7 +285,7 @@ async def file_put(at: At, ask: take.FilePut) -> Answer:
     """Writes a file below ~/Shared in your desktop, whole; folders on the way are made. What lies in ~/Shared/out when
     the lease ends is kept."""
     data = _decoded(ask)
-    await at.fleet.put_file(at.who, at.lease, ask.path, _once(data), 0o644)
+    await at.fleet.put_file(at.who, at.lease, ask.path, _once(data), 0o644, intent=ask.intent)
     return said(f"Wrote {len(data)} bytes to ~/Shared/{ask.path.lstrip('/')}.")
 
 
@@ -302,7 +303,7 @@ async def lease_status(at: At, ask: take.Nothing) -> Answer:
 async def release(at: At, ask: take.Acts) -> Answer:
     """Ends your lease when you are done: the desktop is rolled back to clean and given to whoever waits. Only what
     lies in ~/Shared/out is kept."""
-    view = await at.fleet.release(at.who, at.lease)
+    view = await at.fleet.release(at.who, at.lease, reason=ask.intent or "")
     return said(f"Lease {view.lease} is {view.state}: the desktop is being rolled back.")
 
 

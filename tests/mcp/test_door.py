@@ -267,7 +267,7 @@ def test_files_go_in_and_out(tmp_path: Path) -> None:
             async with client(door, token) as session:
                 assert "4 bytes" in text(await session.call_tool("file_put", {"path": "out/a.txt", "text": "grü"}))
                 assert text(await session.call_tool("file_get", {"path": "out/a.txt"})) == "grü"
-                await session.call_tool("file_put", {"path": "b", "base64": raw_bytes})
+                await session.call_tool("file_put", {"path": "b", "base64": raw_bytes, "intent": "its input"})
                 assert raw_bytes in text(await session.call_tool("file_get", {"path": "b"}))
                 encoded = base64.b64encode(picture.getvalue()).decode()
                 await session.call_tool("file_put", {"path": "p.png", "base64": encoded})
@@ -279,6 +279,8 @@ def test_files_go_in_and_out(tmp_path: Path) -> None:
                 failed(await session.call_tool("file_get", {"path": "none"}), "no_file")
                 big = {"path": "big", "text": "x" * 800_000}
                 await session.call_tool("file_put", big)
+                entries = await door.fleet.controller.audit(ANA, limit=1000)
+                assert [x.intent for x in entries if x.what == "file.put"][1] == "its input"
                 failed(await session.call_tool("file_get", {"path": "big"}), "too_large")
 
     run(body())
@@ -341,9 +343,10 @@ def test_release_gives_the_desktop_back(tmp_path: Path) -> None:
         async with house(tmp_path) as door:
             lease, token = await _leased(door)
             async with client(door, token) as session:
-                assert "released" in text(await session.call_tool("release", {}))
+                assert "released" in text(await session.call_tool("release", {"intent": "all done"}))
                 failed(await session.call_tool("click", {"x": 1, "y": 1}), "lease_released")
-            assert (await door.fleet.controller.lease(ANA, lease)).state == "released"
+            view = await door.fleet.controller.lease(ANA, lease)
+            assert (view.state, view.reason) == ("released", "all done")
 
     run(body())
 
