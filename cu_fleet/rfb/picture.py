@@ -10,6 +10,7 @@ import io
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from isal import isal_zlib
 from PIL import Image
@@ -154,18 +155,19 @@ def _within(image: Image.Image, format: str, quality: int, max_bytes: int) -> tu
 
 def _png(image: Image.Image) -> bytes:
     width, height = image.size
+    deflate = _deflate()
     tops = range(0, height, STRIP)
-    return _assembled(width, height, [_deflated(image.crop(_strip(image, y)), "RGB") for y in tops])
+    return _assembled(width, height, [_deflated(deflate, image.crop(_strip(image, y)), "RGB") for y in tops])
 
 
 def _png_of_strips(frame: Frame) -> bytes:
     swapped = Image.frombuffer("RGBX", (frame.width, frame.height), frame.pixels, "raw", "RGBX", 0, 1)
-    strips = []
+    strips, deflate = [], _deflate()
     for number, y in enumerate(range(0, frame.height, STRIP)):
         serial = frame.strips[number] if frame.strips else frame.serial
         kept = frame.deflated.get(number)
         if kept is None or kept[0] != serial:
-            kept = frame.deflated[number] = (serial, _deflated(swapped.crop(_strip(swapped, y)), "BGR"))
+            kept = frame.deflated[number] = (serial, _deflated(deflate, swapped.crop(_strip(swapped, y)), "BGR"))
         strips.append(kept[1])
     return _assembled(frame.width, frame.height, strips)
 
@@ -174,10 +176,14 @@ def _strip(image: Image.Image, y: int) -> tuple[int, int, int, int]:
     return (0, y, image.width, min(y + STRIP, image.height))
 
 
-def _deflated(strip: Image.Image, colours: str) -> Deflated:
+def _deflate() -> Any:
+    return isal_zlib.compressobj(1, isal_zlib.DEFLATED, -isal_zlib.MAX_WBITS)
+
+
+def _deflated(deflate: Any, strip: Image.Image, colours: str) -> Deflated:
+    """After a full flush nothing refers to what came before: a strip's bytes go with those of any other."""
     # Pillow pads each row with a zero to the stride given: one row's padding is the next row's filter byte.
     rows = memoryview(strip.tobytes("raw", colours, strip.width * 3 + 1))
-    deflate = isal_zlib.compressobj(1, isal_zlib.DEFLATED, -isal_zlib.MAX_WBITS)
     data = deflate.compress(b"\0") + deflate.compress(rows[:-1]) + deflate.flush(isal_zlib.Z_FULL_FLUSH)
     return Deflated(data, isal_zlib.adler32(rows[:-1], isal_zlib.adler32(b"\0")), len(rows))
 

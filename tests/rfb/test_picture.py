@@ -58,6 +58,19 @@ def test_png_of_what_has_changed_little_is_as_true(drawn: list[list[tuple[tuple[
         assert encoded == encode(replace(shot, deflated={}))  # what was kept makes no difference
 
 
+def test_strips_that_are_much_alike_do_not_refer_to_one_another() -> None:
+    """What a deflated strip would refer to in the one before it may be another strip by the next frame."""
+    chance = random.Random(5)
+    canvas = Canvas(320, 4 * STRIP)
+    words = [chance.randbytes(4 * 40) for _ in range(6)]
+    for _ in range(40):
+        strip = chance.randrange(4)
+        canvas.put((0, strip * STRIP, 320, STRIP), b"".join(chance.choice(words) for _ in range(8 * STRIP)))
+        shot = frame(bytes(canvas.data), canvas.width, canvas.height)
+        shot = replace(shot, strips=tuple(canvas.strips), deflated=canvas.deflated)
+        assert opened(encode(shot)).tobytes() == image(shot).tobytes()
+
+
 def test_only_what_has_changed_is_deflated_again() -> None:
     canvas = Canvas(7, 3 * STRIP)
     first = replace(frame(bytes(canvas.data), 7, 3 * STRIP), strips=tuple(canvas.strips), deflated=canvas.deflated)
