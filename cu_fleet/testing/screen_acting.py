@@ -5,7 +5,7 @@
 
         @contextlib.asynccontextmanager
         async def stage(self):
-            yield MyStage(...)  # see `screen_stage`
+            yield MyStage(...)  # see `screen_stage`; `screen_leased` has one for a desktop of any backend
 
 `DeliveredContract` asks what the X server delivered, or a kernel; `ScreenActingContract` asks an application too. What
 a server lacks stands in its `gaps`, with the reason: a test's name without "test_", or one item of a test. It is

@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from cu_fleet.app import controller_of
-from cu_fleet.backends.base import Process
-from cu_fleet.controller import Controller
 from cu_fleet.model.access import Caller, Role
 from cu_fleet.model.action import parse_actions
-from cu_fleet.model.errors import FleetError, TooLongError, UnsupportedError
 from cu_fleet.model.profile import Profile
 from cu_fleet.model.request import Acquire
-from cu_fleet.model.view import LeaseView
 from cu_fleet.rfb.hands import Hands
 from cu_fleet.rfb.screen import Screen
 from cu_fleet.settings import read_settings
+from cu_fleet.testing.screen_leased import Leased
 from cu_fleet.testing.screen_stage import Inside
 from tests.guest.support import LocalProcess
 from tests.rfb.evdev import Translator
@@ -82,47 +79,18 @@ async def bare(server: Any) -> AsyncIterator[Bare]:
         await stage.screen.close()
 
 
-class Leased(Inside):
-    """A desktop of a controller in this process, acted upon through its lease."""
-
-    def __init__(self, controller: Controller, lease: LeaseView) -> None:
-        self.controller = controller
-        self.lease = lease
-        self.width, self.height = lease.width or 0, lease.height or 0
-
-    async def do(self, actions: Sequence[Mapping[str, Any]]) -> None:
-        answer = await self.controller.act(ANA, self.lease.lease, parse_actions(actions))
-        for done in answer.done:
-            if not done.ok:
-                kind = {"no_change": TooLongError, "cannot_type": UnsupportedError}.get(done.code or "", FleetError)
-                raise kind(str(done.detail), code=done.code)
-
-    async def release(self) -> None:
-        await self.controller.pause(ANA, self.lease.lease)
-        await self.controller.resume(ANA, self.lease.lease)
-
-    async def copy(self, text: str) -> None:
-        await self.controller.clipboard_set(ANA, self.lease.lease, text)
-
-    async def copied(self) -> str | None:
-        return await self.controller.clipboard_get(ANA, self.lease.lease)
-
-    async def start(self, argv: Sequence[str]) -> Process:
-        return await self.controller.exec(ANA, self.lease.desktop or "", argv, cwd=None, env=None)
-
-
 @contextlib.asynccontextmanager
-async def leased(**profile: Any) -> AsyncIterator[Leased]:
-    """On a desktop of the backend `local`, by the real controller."""
+async def leased(backend: str = "local", **profile: Any) -> AsyncIterator[Leased]:
+    """On a desktop of the real controller."""
     with tempfile.TemporaryDirectory(prefix="cu-fleet-") as folder:
         settings = read_settings(Path(folder), {})
         async with controller_of(settings) as controller:
-            controller.core.profiles["acting"] = (Profile(name="acting", backend="local", **profile), "test")
+            controller.core.profiles["acting"] = (Profile(name="acting", backend=backend, **profile), "test")
             await controller.start()
             try:
                 ask = Acquire(agent="actor", profile="acting", wait=None)
                 lease = await controller.acquire(ANA, ask, hold=60)
-                stage = Leased(controller, lease)
+                stage = Leased(controller, ANA, lease)
                 yield stage
                 await stage.end()
             finally:

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from cu_fleet.model.errors import FleetError
 from cu_fleet.testing.screen_acting import MEDIA, PRINTABLE, DeliveredContract, ScreenActingContract
-from cu_fleet.testing.screen_stage import Stage
+from cu_fleet.testing.screen_stage import Hall, Stage
 from tests.rfb.stages import bare, leased, machine
 from tests.rfb.x11vnc import x11vnc
 from tests.rfb.xvnc import xvnc
@@ -74,6 +75,13 @@ class TestLocalDesktop(ScreenActingContract):
     async def stage(cls) -> AsyncIterator[Stage]:
         async with leased() as stage:
             yield stage
+
+    def test_a_text_that_nobody_takes_is_told(self, hall: Hall) -> None:
+        hall.events()  # this window has the keyboard and pastes nothing
+        with pytest.raises(FleetError, match="no program took the text") as e:
+            hall.do({"type": "key_down", "key": "ctrl"}, {"type": "type", "text": "世"})
+        assert e.value.code == "not_taken"
+        assert hall.held() == {"keys": 0, "mask": 0}
 
 
 class TestX11vnc(ScreenActingContract):
