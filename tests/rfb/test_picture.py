@@ -2,6 +2,7 @@
 
 import io
 import random
+import zlib
 from dataclasses import replace
 
 import pytest
@@ -32,11 +33,15 @@ def opened(encoded: Encoded) -> Image.Image:
     return picture.convert("RGB")
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (3, 5), (200, 120), (1280, 800)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (3, 5), (200, 120), (1280, 800), (2100, 900)])
 def test_png_has_every_pixel_as_the_server_sent_it(size: tuple[int, int]) -> None:
     shot = noise(width=size[0], height=size[1])
     want = b"".join(shot.pixels[at + 2 : at - 1 if at else None : -1] for at in range(0, len(shot.pixels), 4))
-    assert opened(encode(shot)).tobytes() == want
+    picture = encode(shot)
+    assert opened(picture).tobytes() == want
+    data = picture.data[37:-16]  # the one chunk of pixels, with its name
+    assert len(zlib.decompress(data[4:])) == (3 * size[0] + 1) * size[1]  # its checksum is right, too
+    assert zlib.crc32(data).to_bytes(4, "big") == picture.data[-16:-12]
 
 
 @st.composite
