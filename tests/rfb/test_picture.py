@@ -33,7 +33,7 @@ def opened(encoded: Encoded) -> Image.Image:
     return picture.convert("RGB")
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (3, 5), (200, 120), (1280, 800), (2100, 900)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (3, 5), (200, 120), (1280, 800), (2100, 130)])
 def test_png_has_every_pixel_as_the_server_sent_it(size: tuple[int, int]) -> None:
     shot = noise(width=size[0], height=size[1])
     want = b"".join(shot.pixels[at + 2 : at - 1 if at else None : -1] for at in range(0, len(shot.pixels), 4))
