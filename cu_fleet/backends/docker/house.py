@@ -17,6 +17,7 @@ from cu_fleet.model.errors import ConflictError, UnavailableError
 
 if TYPE_CHECKING:
     from docker import APIClient
+    from docker.errors import APIError
 
 _SECONDS_TO_END = 20.0
 
@@ -166,7 +167,7 @@ class House:
         """Returns whether it went on until now."""
         if self.must_run(api, desk)["State"]["Paused"]:
             return False
-        api.pause(desk.name)
+        _until_done(partial(api.pause, desk.name), lambda e: "freeze" in str(e.explanation))
         return True
 
     def thaw(self, api: APIClient, desk: Desk) -> None:
@@ -202,16 +203,21 @@ def _lenient(work: Callable[[], object]) -> None:
 
 def _insist_gone(remove: Callable[[], object]) -> None:
     """Remove something until it is gone: another may be at it, or what uses it only just ending."""
+    _until_done(remove, lambda e: e.status_code in (403, 409), gone_is_done=True)
+
+
+def _until_done(work: Callable[[], object], again: Callable[[APIError], bool], *, gone_is_done: bool = False) -> None:
+    """Try until it works, while the engine refuses for reasons that pass: a busy machine is slow to freeze, too."""
     from docker.errors import APIError, NotFound
 
     until = time.monotonic() + _SECONDS_TO_END
     while True:
         try:
-            remove()
-        except NotFound:
-            return
+            work()
         except APIError as e:
-            if e.status_code not in (403, 409) or time.monotonic() > until:
+            if gone_is_done and isinstance(e, NotFound):
+                return
+            if not again(e) or time.monotonic() > until:
                 raise
             time.sleep(0.02)
         else:
