@@ -14,8 +14,9 @@ message of the clipboard or of input makes it 30 ms again, so each look begins w
 
 *Others* send from a copy of their own, that may be old. They are asked for all of it, and the frame says by how much
 it may be older than the question. x11vnc keeps to 0.5 s when it is started with `-xd_area 0 -wait 10 -defer 1 -nonap
--sb 0 -speeds lan`; as it comes it looks at nothing for five seconds when a client joins, naps for up to four when
-nothing changes for a minute, and finds a change within a large window by one line in 32 at a time.
+-sb 0 -speeds lan`. As it comes it looks at nothing for five seconds, at times fifteen, after a client has joined, naps
+for up to four when nothing has changed for a minute, and finds a small change in a large window's redrawing by one line
+in 32 at a time. A round trip of the desktop's helper to X would not make it look.
 
 Without fences an answer to an older request may come first. As many answers as may still be on their way are drained
 before the one that counts, each by a request of its own.

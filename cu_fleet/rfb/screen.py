@@ -20,7 +20,7 @@ from cu_fleet.rfb.engine import Engine, Update
 from cu_fleet.rfb.handshake import MOST_PIXELS, RfbError
 from cu_fleet.rfb.link import Link, deadline, settle
 
-POLLED = 5.0  # seconds after which a server of which nothing is known has seen what was drawn: x11vnc as it comes
+POLLED = 20.0  # seconds after which a server of which nothing is known has seen what was drawn: x11vnc as it comes
 _FORGIVEN = 500.0  # messages that nobody asked for, a second
 
 
