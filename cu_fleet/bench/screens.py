@@ -33,7 +33,7 @@ _KEY: dict[str, Any] = {"type": "key", "keys": "a"}
 _AT_ONCE = {"settle_ms": 0}  # what is measured waits for the change itself
 _WARM = 6  # the limit is the best of so many in a row: done once, after a pause, it would flatter us
 _TYPES = 3  # how often a text of 1,000 characters is typed: xdotool takes its time
-_WAYS = {"http": "over HTTP", "client": "through the Python client, decoded"}
+_WAYS = {"http": "over HTTP", "client": "through the Python client"}
 _FRESH = {"scrot": "scrot", "vncdotool": "capture"}
 
 

@@ -403,7 +403,7 @@ def _patience(actions: Sequence[Action], shot: Mapping[str, Any]) -> float:
 def _picture(facts: Mapping[str, Any], data: bytes) -> "Picture":
     from PIL import Image
 
-    picture = cast("Picture", Image.open(BytesIO(data)).copy())
+    picture = cast("Picture", Image.open(BytesIO(data)))  # decoded when its pixels are first asked for
     picture.frame = Frame(
         id=str(facts["frame"]),
         sha256=str(facts["sha256"]),

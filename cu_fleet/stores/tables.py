@@ -103,6 +103,7 @@ def row_of(record: Record) -> dict[str, object]:
     return {name: getattr(record, name) for name in (record.KEY, *record.COLUMNS)} | {"body": body}
 
 
+@lru_cache(500)  # records do not change; the same few are read again and again
 def record_of(kind: type[R], body: str) -> R:
     try:
         return kind.model_validate_json(body)
