@@ -16,7 +16,8 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 def new_id(prefix: str) -> str:
     """A fresh id such as `ls_3k9m2c7d1x`: 50 random bits, easy to read aloud."""
-    return prefix + "_" + "".join(secrets.choice(_ALPHABET) for _ in range(10))
+    bits = secrets.randbits(50)
+    return prefix + "_" + "".join(_ALPHABET[bits >> shift & 31] for shift in range(0, 50, 5))
 
 
 def check_name(kind: str, name: str) -> str:
