@@ -20,6 +20,8 @@ from tests.controller.fleet import ANA
 from tests.mcp.house import NEW, OLD, house, images, text
 from tests.support import run, until
 
+pytestmark = pytest.mark.real  # processes of their own
+
 SERVER = [sys.executable, "-m", "cu_fleet", "mcp", "--agent"]
 HELLO = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
 
