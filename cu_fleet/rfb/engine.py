@@ -200,6 +200,7 @@ class Engine(Handshake):
             self.listener.provided(_provided(block[4:]))
         elif flags & clipboard.REQUEST and self._offer is not None:
             self._provision = self._provision or clipboard.provide(self._offer)
+            self._heard_noise(len(self._provision) / _NOISE)
             self.transport.write(self._provision)
         elif flags & clipboard.PEEK:
             self.transport.write(clipboard.notify(self._offer is not None))
