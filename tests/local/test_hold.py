@@ -227,7 +227,8 @@ def test_doctor_finds_this_machine_fit(who: str) -> None:
         checks = await fleet.backend.check(fleet.spec().profile)
         assert [c for c in checks if c.needed and not c.ok] == []
         assert {c.name for c in checks} == {
-            "programs", "python3-xlib", "accessibility", "home", "namespaces", "limits", "profile p", "network",
+            "programs", "python3-xlib", "accessibility", "home", "namespaces", "limits", "disk", "profile p",
+            "network",
         }  # fmt: skip
 
     in_fleet(who, body)

@@ -40,8 +40,8 @@ def test_it_is_what_the_profile_says(who: str) -> None:
         )
         assert code == 0
         assert said.split("\n")[:5] == ["agent", "1000", "/home/agent", "JST", "label-1"]
-        assert "layout:     de" in said
-        assert "variant:    nodeadkeys" in said
+        assert "layout:     us,de" in said
+        assert "variant:    ,nodeadkeys" in said, "behind a US keyboard, for commands"
         assert "Xft.dpi:\t120" in said
         assert "hello there" in said
 
