@@ -73,14 +73,10 @@ class State:
         with _words(f"the state of {desktop_dir.name} could not be put back"):
             self.tidy(desktop_dir)
             try:
-                self._make(desktop_dir, snapshot, template, uid)
-                ended()
-            except OSError as e:
-                if snapshot is not None or e.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                ended()
-                _clear(desktop_dir, "state" + _PARTIAL, "state")  # its own files may be what fills the disk
-                self._make(desktop_dir, snapshot, template, uid)
+                self._make_room_and_make(desktop_dir, snapshot, template, uid, ended)
+            except BaseException:
+                self.tidy(desktop_dir)
+                raise
             (desktop_dir / "trash").mkdir(mode=0o700)
             with contextlib.suppress(FileNotFoundError):
                 (desktop_dir / "state").rename(desktop_dir / "trash" / "state")
@@ -89,6 +85,25 @@ class State:
     def tidy(self, desktop_dir: Path) -> None:
         """Remove what is on its way out, and what was not finished."""
         _clear(desktop_dir, "trash", "state" + _PARTIAL)
+
+    def _make_room_and_make(
+        self,
+        desktop_dir: Path,
+        snapshot: str | None,
+        template: Path | None,
+        uid: int | None,
+        ended: Callable[[], None],
+    ) -> None:
+        """What is to be clean may itself be what fills the disk: then it goes first."""
+        try:
+            self._make(desktop_dir, snapshot, template, uid)
+            ended()
+        except OSError as e:
+            if snapshot is not None or e.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            ended()
+            _clear(desktop_dir, "state" + _PARTIAL, "state")
+            self._make(desktop_dir, snapshot, template, uid)
 
     def _make(self, desktop_dir: Path, snapshot: str | None, template: Path | None, uid: int | None) -> None:
         owner = uid if os.geteuid() == 0 else None
