@@ -30,8 +30,9 @@ from dataclasses import dataclass
 
 from cu_fleet.rfb import clipboard
 from cu_fleet.rfb.canvas import Coverage, Rect
-from cu_fleet.rfb.engine import Engine, Update
+from cu_fleet.rfb.engine import Engine
 from cu_fleet.rfb.link import Link, settle
+from cu_fleet.rfb.updates import Update
 
 _PIXEL = (0, 0, 1, 1)
 _PACE = 0.015  # seconds between two updates of a screen that is being watched

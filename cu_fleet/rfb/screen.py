@@ -16,9 +16,10 @@ from typing import Self
 from cu_fleet.rfb.asking import Asking
 from cu_fleet.rfb.canvas import Frame, Rect
 from cu_fleet.rfb.changes import Focus, Still, differs
-from cu_fleet.rfb.engine import Engine, Update
+from cu_fleet.rfb.engine import Engine
 from cu_fleet.rfb.handshake import MOST_PIXELS, RfbError
 from cu_fleet.rfb.link import Link, deadline, settle
+from cu_fleet.rfb.updates import Update
 
 POLLED = 20.0  # seconds after which a server of which nothing is known has seen what was drawn: x11vnc as it comes
 _FORGIVEN = 500.0  # messages that nobody asked for, a second

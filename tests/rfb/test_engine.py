@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cu_fleet.rfb import canvas, clipboard
 from cu_fleet.rfb.canvas import unmasked
-from cu_fleet.rfb.engine import MOST_NOISE, Update
+from cu_fleet.rfb.updates import MOST_NOISE, Update
 from tests.rfb import record
 from tests.rfb.told import Told, fed, state
 from tests.rfb.wire import HELLO, INIT, cut_text, fence, raw, rect, update

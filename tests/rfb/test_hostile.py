@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cu_fleet.model.errors import FleetError, TooLongError
-from cu_fleet.rfb import engine
+from cu_fleet.rfb import updates
 from cu_fleet.rfb.handshake import TURN, RfbError
 from cu_fleet.rfb.screen import Screen
 from tests.rfb.hostile import (
@@ -57,7 +57,7 @@ async def met(stream: Stream, *, listens: bool = True, hangs_up: bool = False) -
 
 @pytest.fixture
 def little_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "MOST_NOISE", LITTLE)
+    monkeypatch.setattr(updates, "MOST_NOISE", LITTLE)
 
 
 @pytest.mark.parametrize("case", IN_GREETING)
@@ -92,7 +92,7 @@ async def _with_neighbour(stream: Stream) -> str:
 
 def main() -> None:
     """What each endless server ends with, in a process that may have `MOST_MEMORY` more than it begins with."""
-    engine.MOST_NOISE = LITTLE
+    updates.MOST_NOISE = LITTLE
     before = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (before + MOST_MEMORY,) * 2)
     for case, (stream, _) in ENDLESS.items():
@@ -302,8 +302,8 @@ def test_noise_is_forgiven_with_time() -> None:
         async with Server() as server:
             screen = await Screen.open(server.ours)
             for number in range(1, 4):
-                server.send(b"\2" * (engine.MOST_NOISE - 100))
-                await until(lambda number=number: screen._engine.bells == number * (engine.MOST_NOISE - 100))  # type: ignore[misc]  # noqa: SLF001
+                server.send(b"\2" * (updates.MOST_NOISE - 100))
+                await until(lambda number=number: screen._engine.bells == number * (updates.MOST_NOISE - 100))  # type: ignore[misc]  # noqa: SLF001
                 screen._forgiven_at -= 60  # noqa: SLF001 - a minute passes
             await screen.frame()
             await screen.close()

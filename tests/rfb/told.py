@@ -1,7 +1,8 @@
 """The engine without a socket: fed by hand, and telling what it has made of it."""
 
-from cu_fleet.rfb.engine import Engine, Update
+from cu_fleet.rfb.engine import Engine
 from cu_fleet.rfb.handshake import MOST_PIXELS, RfbError
+from cu_fleet.rfb.updates import Update
 
 
 class Told:
