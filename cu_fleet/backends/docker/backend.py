@@ -34,6 +34,7 @@ from cu_fleet.model.errors import BrokenError, FleetError, UnavailableError
 from cu_fleet.model.profile import Profile
 
 _SECONDS_TO_START = 60.0
+_SECONDS_TO_KNOW = 3  # that a container has ended, after its screen has
 
 
 class DockerBackend:
@@ -105,6 +106,12 @@ class DockerBackend:
                 code="wrong_geometry",
             )
 
+    async def _explain(self, desk: Desk) -> None:
+        """A screen that nobody holds any more: raise why its container has ended, once the engine knows that."""
+        with contextlib.suppress(FleetError):
+            await self.house.engine.do(lambda api: api.wait(desk.name, timeout=_SECONDS_TO_KNOW))
+        await self.house.engine.do(lambda api: self.house.running(api, desk))
+
     def _connect(self, desk: Desk) -> socket.socket:
         return door.connect(desk, "rfb.sock", self.house.layout.uid(desk.id))
 
@@ -121,7 +128,11 @@ class DockerBackend:
             return None
 
         async def connect() -> socket.socket:
-            return self._connect(desk)
+            try:
+                return self._connect(desk)
+            except UnavailableError:
+                await self._explain(desk)
+                raise
 
         return Endpoint(connect, f"the screen's own socket in {desk.run}")
 
