@@ -25,7 +25,9 @@ class Buttons:
             raise RefusedError("invalid", f"a button is one of {', '.join(NUMBERS)}, its place two numbers")
         if NUMBERS[name] > len(self.display.get_pointer_mapping()):
             raise RefusedError("no_button", f"the X server's pointer has no button {NUMBERS[name]}, for {name}")
-        xtest.fake_input(self.display, X.MotionNotify, x=x, y=y)
+        here = self.root.query_pointer()
+        if (here.root_x, here.root_y) != (x, y):  # else servers would say that a program has moved it
+            xtest.fake_input(self.display, X.MotionNotify, x=x, y=y)
         xtest.fake_input(self.display, X.ButtonPress if down else X.ButtonRelease, NUMBERS[name])
         (self.down.add if down else self.down.discard)(name)
         self.display.sync()

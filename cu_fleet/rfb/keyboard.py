@@ -4,7 +4,7 @@ TigerVNC and x11vnc make whatever keysym they are sent, pressing shift by themse
 pressed. TigerVNC keeps room for some twenty keysyms that its keyboard lacks, for as long as it runs, and then drops
 further ones without a word: so a line with anything beyond ASCII goes over the clipboard if there is a hook for it (its
 end and its tabs remain keys), and otherwise, within Latin-1, a few distinct ones are sent as keys and the rest refused
-before the first key.
+before the first key. Without a hook `paste` uses the server's own clipboard, where fences tell that it is a TigerVNC.
 """
 
 import re
@@ -68,9 +68,16 @@ class Keyboard:
     async def _paste(self, text: str) -> None:
         if self.paste_text is not None:
             await self.paste_text(text, self._press_paste)
-        else:
-            await self.fingers.screen.set_clipboard(text)
-            self._press_paste()
+            return
+        screen = self.fingers.screen
+        if (await screen.frame()).within:  # x11vnc and QEMU alone pass on nothing, though they claim to
+            raise UnsupportedError(
+                "the screen's server does not tell whether it hands a clipboard on",
+                remedy="use the type action; it takes ASCII, and a few characters more",
+                code="no_clipboard",
+            )
+        await screen.set_clipboard(text)
+        self._press_paste()
 
     def _press_paste(self) -> None:
         self.fingers.release(self.fingers.press(self._shifted(combo(self.paste_keys))))
