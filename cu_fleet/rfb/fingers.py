@@ -61,6 +61,7 @@ class Fingers:
         self.buttons = 0
         self.new = True  # a button may be down from an earlier connection
         self.qemu = screen.name.startswith("QEMU")
+        screen.unpaint = self.point
         self._passed_on = 0.0  # when the server will have passed on what was sent
 
     @property

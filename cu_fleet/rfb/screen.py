@@ -9,10 +9,11 @@ A frame is copied in the moment its update ends, so it is whole.
 import asyncio
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Self
 
+from cu_fleet.model.errors import FleetError
 from cu_fleet.rfb.asking import Asking
 from cu_fleet.rfb.canvas import Frame, Rect
 from cu_fleet.rfb.changes import Focus, Still, differs
@@ -29,6 +30,8 @@ class Screen:
     """Made by `Screen.open`. `lost` is done when the connection is over, and its result says why."""
 
     def __init__(self, password: str | None, within: float, most_pixels: int = MOST_PIXELS) -> None:
+        self.unpaint: Callable[[], None] | None = None  # sends the pointer to where it is; raises where that is barred
+        self._pointed: tuple[int, int] | None = None  # where it was sent last
         self._within = within
         self._link = Link(self._feed, self._fail)
         self._engine = Engine(self._link, self, password, most_pixels)
@@ -108,12 +111,14 @@ class Screen:
         """The screen as it is now: all that was drawn before this call is in it. `pointer` brings its image along.
 
         TigerVNC draws the pointer into the picture while another than this connection has moved it last, and when
-        nobody has yet: `Frame.drawn` tells, and `Hands.claim_pointer` ends it.
+        nobody has yet: `Frame.drawn` tells. `Hands.claim_pointer` ends it at the start; after a program has moved the
+        pointer a frame without it costs a second look, if there are hands that may send events.
         """
-        frames: list[Frame] = []
         async with deadline(timeout, "the screen's server did not send the picture"):
-            await self._asking.look(lambda: frames.append(self._picture(pointer=pointer)))
-        return frames[0]
+            frame = await self._frame(pointer=pointer)
+            if pointer or not frame.drawn or not self._unpainted(frame):
+                return frame
+            return await self._frame(pointer=False)
 
     async def refresh(self, timeout: float = 10.0) -> int:
         """Bring the picture up to date without copying it; returns its serial."""
@@ -170,7 +175,7 @@ class Screen:
 
     def pointer_event(self, x: int, y: int, buttons: int) -> None:
         self._engine.pointerEvent(x, y, buttons)
-        self._engine.pointer = (x, y)
+        self._engine.pointer = self._pointed = (x, y)
 
     # Clipboard
 
@@ -227,6 +232,25 @@ class Screen:
 
     def _fail(self, error: RfbError) -> None:
         self._engine.fail(error)
+
+    def _unpainted(self, frame: Frame) -> bool:
+        """Have TigerVNC take the pointer out of its pictures, by sending it to where a program has moved it.
+
+        For X nothing happens by that: it is there already.
+        """
+        if self.unpaint is None or self._pointed in (None, frame.pointer):
+            return False
+        try:
+            self.unpaint()
+        except FleetError:
+            return False
+        self._engine.tell_encodings()
+        return True
+
+    async def _frame(self, *, pointer: bool) -> Frame:
+        frames: list[Frame] = []
+        await self._asking.look(lambda: frames.append(self._picture(pointer=pointer)))
+        return frames[0]
 
     async def _still_for(self, quiet: float, focus: Focus) -> bool:
         """Whether nothing in focus changes for so long; said as soon as something does."""

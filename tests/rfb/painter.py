@@ -31,6 +31,7 @@ for line in sys.stdin:
         d.bell(0)
     elif what[0] == "cursor":
         font = d.open_font("cursor")
-        window.change_attributes(cursor=font.create_glyph_cursor(font, 34, 35, (65535, 0, 0), (0, 0, 0)))
+        for place in (window, screen.root):
+            place.change_attributes(cursor=font.create_glyph_cursor(font, 34, 35, (65535, 0, 0), (0, 0, 0)))
     d.sync()
     print(json.dumps("drawn"), file=answers, flush=True)

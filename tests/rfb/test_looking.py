@@ -9,12 +9,13 @@ import subprocess
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from importlib.resources import files
 from typing import Any
 
 import pytest
 
 from cu_fleet.model.action import parse_actions
-from cu_fleet.model.errors import TooLongError
+from cu_fleet.model.errors import LeasePausedError, TooLongError
 from cu_fleet.rfb.hands import Hands
 from cu_fleet.rfb.handshake import RfbError
 from cu_fleet.rfb.picture import image
@@ -28,6 +29,7 @@ from tests.support import run, until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 X_SERVERS = {"tigervnc": xvnc, "x11vnc": x11vnc}
+SINK = str(files("cu_fleet.testing.sinks").joinpath("x.py"))
 CLOCK = (700, 0, 580, 800)  # the part of the screen that it has to itself
 BLINKING = ["xterm", "-bc", "-bcf", "50", "-bcn", "50", "-geometry", "60x20+0+0"]
 CLOCKWORK = ["xterm", "-geometry", "20x10+720+10", "-e", "sh", "-c", "while :; do date +%N; sleep 0.05; done"]
@@ -97,6 +99,50 @@ async def _shows(screen: Any, region: tuple[int, int, int, int]) -> bool:
     x, y, width, height = region
     part = image(await screen.frame()).crop((x, y, x + width, y + height))
     return part.getcolors(maxcolors=1) is None
+
+
+def test_the_pointer_stays_out_of_pictures_after_a_program_has_moved_it_and_nothing_is_moved_for_that() -> None:
+    barred = False
+
+    def guard() -> None:
+        if barred:
+            raise LeasePausedError("paused by ana")
+
+    async def body(one: Xvnc, painter: Any, sink: Any) -> None:
+        async with eyes(one) as screen:
+            hands = Hands(screen, guard)
+            await hands.claim_pointer()
+            clean = image(await screen.frame()).tobytes()
+            for _ in range(3):
+                place = await _displaced(screen, painter)
+                sink.ask("events")
+                assert image(await screen.frame()).tobytes() == clean
+                seen = await screen.frame(pointer=True)
+                assert (seen.pointer, seen.drawn) == (place, False)
+                assert image(seen, pointer=True).tobytes() != clean
+                assert sink.ask("events") == []
+            await _displaced(screen, painter)
+            nonlocal barred
+            barred = True
+            frame = await screen.frame()
+            assert frame.drawn, "who may send nothing gets it as it is, and is told"
+
+    with xvnc() as one, one.client("painter.py") as painter, one.client(SINK) as sink:
+        painter.ask(["cursor"])
+        run(body(one, painter, sink), timeout=60)
+
+
+async def _displaced(screen: Screen, painter: Any) -> tuple[int, int]:
+    """Have a program move the pointer until TigerVNC draws it; for a second after a client's own event it does not."""
+    places = itertools.count(300)
+
+    async def drawn_by_server() -> tuple[int, int] | None:
+        painter.ask(["warp", next(places), 300])
+        seen = await screen.frame(pointer=True)
+        return seen.pointer if seen.drawn else None
+
+    place: tuple[int, int] = await until(drawn_by_server)
+    return place
 
 
 def test_a_change_is_noticed_on_a_still_machine_whose_refresh_has_slowed_down() -> None:
