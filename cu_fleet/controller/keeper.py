@@ -141,10 +141,7 @@ class Keeper:
             await actor.disconnect()
             begun = await self._move(desktop, Event.CLEAN, boot=new_id("bt"), frozen=False)
             self._losses.pop(desktop.id, None)
-            await self.maker.put_back(backend, begun, canary)
-            desktop = await self.core.read(lambda tx: self.core.get_desktop(tx, desktop.id))
-            if lease is None and backend.abilities.files:
-                await self.maker.empty_slot(backend.abilities.files, desktop)
+            await self.maker.put_back(backend, begun, canary, empty_slot=lease is None)
             await self._cleaned(begun)
 
     async def _cleaned(self, begun: Desktop) -> None:

@@ -1,12 +1,13 @@
 """Has desktops made, begun anew and put back, and believes none of it before it is proved.
 
 A backend says what it is about to make before it makes it, and each word is stored at once. Proof begins when the
-screen answers, while the rest still comes up: the screen is of the right size and shows a whole frame, and a file that
-was planted before a rollback is gone.
+screen answers, while the rest still comes up: the screen is of the right size and shows a whole frame, a file that was
+planted before a rollback is gone, and the slot is empty.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 
 from cu_fleet.backends.base import SCREEN_ANSWERS, Backend, Files, Spec
 from cu_fleet.controller.actor import Actors
@@ -15,6 +16,8 @@ from cu_fleet.model.desktop import Desktop, Handle
 from cu_fleet.model.errors import BrokenError, FleetError
 from cu_fleet.model.names import new_id
 from cu_fleet.stores.base import Tx
+
+Proof = Callable[[Desktop], Coroutine[None, None, None]]
 
 
 class Maker:
@@ -25,13 +28,16 @@ class Maker:
     async def start(self, backend: Backend, desktop: Desktop) -> None:
         await self._make(desktop, backend.start(self._spec(desktop, desktop.parked_in)))
 
-    async def put_back(self, backend: Backend, desktop: Desktop, canary: str | None) -> None:
+    async def put_back(self, backend: Backend, desktop: Desktop, canary: str | None, *, empty_slot: bool) -> None:
         spec = self._spec(desktop, desktop.target)
+        proofs: list[Proof] = [partial(self._prove_gone, canary)] if canary else []
+        if empty_slot and backend.abilities.files:
+            proofs.append(partial(self._empty_slot, backend.abilities.files))
         if backend.abilities.snapshots:
-            await self._make(desktop, backend.abilities.snapshots.restore(desktop.handle, spec), canary)
+            await self._make(desktop, backend.abilities.snapshots.restore(desktop.handle, spec), *proofs)
         else:
             await self.core.bounded(backend.stop(desktop.handle), "stop")
-            await self._make(desktop, backend.start(spec), canary)
+            await self._make(desktop, backend.start(spec), *proofs)
 
     async def plant(self, backend: Backend, desktop: Desktop) -> str | None:
         """Leave a file that a true rollback takes away. None where nothing can be left any more."""
@@ -47,7 +53,7 @@ class Maker:
         except (FleetError, OSError, TimeoutError):
             return None  # it is too broken to take a file: nothing of it is kept but what the rollback proves itself
 
-    async def empty_slot(self, files: Files, desktop: Desktop) -> None:
+    async def _empty_slot(self, files: Files, desktop: Desktop) -> None:
         await self.core.bounded(files.remove(desktop.handle, ""), "empty the slot")
         left = await self.core.bounded(files.listing(desktop.handle), "list the slot")
         if left:
@@ -65,52 +71,52 @@ class Maker:
             snapshot=snapshot,
         )
 
-    async def _make(self, desktop: Desktop, handles: AsyncIterator[Handle], canary: str | None = None) -> None:
+    async def _make(self, desktop: Desktop, handles: AsyncIterator[Handle], *more: Proof) -> None:
         """Have it made, and prove it: from the moment its screen answers, while the rest still comes up."""
-        proofs: list[asyncio.Task[None]] = []
+        proving: list[asyncio.Task[None]] = []
 
-        def prove() -> None:
-            if not proofs:
-                proofs.append(asyncio.create_task(self._prove(desktop.id), name=f"prove {desktop.id}"))
-            if canary and len(proofs) < 2:
-                proofs.append(asyncio.create_task(self._prove_gone(desktop.id, canary), name=f"search {desktop.id}"))
+        def prove(made: Desktop) -> None:
+            if not proving:
+                proving.extend(
+                    asyncio.create_task(proof(made), name=f"prove {made.id}") for proof in (self._prove, *more)
+                )
 
         try:
             making = self._store_each(desktop, handles, prove)
-            await self.core.bounded(making, "make the desktop", self.core.settings.start_timeout)
-            prove()
-            for proof in proofs:
+            prove(await self.core.bounded(making, "make the desktop", self.core.settings.start_timeout))
+            for proof in proving:
                 await proof
         finally:
-            for proof in proofs:
+            for proof in proving:
                 proof.cancel()
-            await asyncio.gather(*proofs, return_exceptions=True)
+            await asyncio.gather(*proving, return_exceptions=True)
 
     async def _store_each(
-        self, desktop: Desktop, handles: AsyncIterator[Handle], screen_answers: Callable[[], object]
-    ) -> None:
+        self, desktop: Desktop, handles: AsyncIterator[Handle], screen_answers: Callable[[Desktop], object]
+    ) -> Desktop:
         """Store each handle before the backend may go on to make what it names."""
         async for handle in handles:
-            await self.core.read(lambda tx, handle=handle: self._store_handle(tx, desktop.id, handle))  # type: ignore[misc]
+            desktop = await self.core.read(partial(self._store_handle, desktop.id, handle))
             if handle.get(SCREEN_ANSWERS):
-                screen_answers()
+                screen_answers(desktop)
+        return desktop
 
-    def _store_handle(self, tx: Tx, desktop: str, handle: Handle) -> None:
-        tx.put(self.core.get_desktop(tx, desktop).but(handle=handle))
+    def _store_handle(self, desktop: str, handle: Handle, tx: Tx) -> Desktop:
+        made = self.core.get_desktop(tx, desktop).but(handle=handle)
+        tx.put(made)
+        return made
 
-    async def _prove(self, desktop_id: str) -> None:
+    async def _prove(self, desktop: Desktop) -> None:
         """The screen answers, is of the right size, and shows a whole frame."""
-        desktop = await self.core.read(lambda tx: self.core.get_desktop(tx, desktop_id))
-        actor = self.actors.of(desktop_id)
+        actor = self.actors.of(desktop.id)
         await actor.disconnect()
         screen = await actor.connect(desktop, await self.core.endpoint(desktop), self.core.settings.backend_timeout)
         actor.open()  # nothing is under way any more, and whoever comes next is checked against what is written
         await actor.park_pointer()
         await screen.refresh(timeout=self.core.settings.start_timeout)
 
-    async def _prove_gone(self, desktop_id: str, canary: str) -> None:
+    async def _prove_gone(self, canary: str, desktop: Desktop) -> None:
         """A file left before is no more."""
-        desktop = await self.core.read(lambda tx: self.core.get_desktop(tx, desktop_id))
         ability = self.core.backend(desktop.backend).abilities.exec
         assert ability
         async with asyncio.timeout(10.0):
