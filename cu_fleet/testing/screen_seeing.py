@@ -86,7 +86,7 @@ class Sight(Protocol):
 
 
 class SeeingContract:
-    looks: ClassVar[int] = 250
+    looks: ClassVar[int] = 200
     exact: ClassVar[bool] = True  # whether pictures must be proved exact
     at_one_stroke: ClassVar[bool] = True  # whether the application draws so: else the screen itself shows parts of two
     most: ClassVar[float] = 0.0  # seconds that `within` may say at most

@@ -115,7 +115,7 @@ class Machine(ScreenSight):
 
 
 class TestQemu(SeeingContract):
-    looks = 64
+    looks = 48
     at_one_stroke = False  # the guest writes row after row into its graphics card's memory
     gaps: ClassVar = {
         "test_the_pointer_is_in_the_picture_when_asked_for_and_not_otherwise": "the test's guest has no pointer"

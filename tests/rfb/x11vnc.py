@@ -20,6 +20,7 @@ from tests.rfb.xvnc import Client
 
 PROMPT = ["-xd_area", "0", "-wait", "10", "-defer", "1", "-nonap", "-sb", "0", "-speeds", "lan"]
 WITHIN = 0.5
+_LISTENS = "00010000"  # of a socket's flags
 
 
 class X11vnc:
@@ -68,11 +69,16 @@ class X11vnc:
                 env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "HOME": str(self.folder)},
             )
         deadline = time.monotonic() + 20
-        while not self.path.exists():
+        while not self._listens():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError("x11vnc did not start: " + (self.folder / "log").read_text("utf-8", "replace"))
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(0.01)
+
+    def _listens(self) -> bool:
+        """The socket is there a little before anybody listens at it; the kernel says which it is."""
+        sockets = Path("/proc/net/unix").read_text().splitlines()
+        return any(line.endswith(f" {self.path}") and line.split()[3] == _LISTENS for line in sockets)
 
     def connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
