@@ -349,5 +349,5 @@ def _set_up_logging(settings: Settings) -> None:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
-    for noisy in ("httpx", "httpcore", "uvicorn.access", "twisted"):
+    for noisy in ("httpx", "httpcore", "mcp", "uvicorn.access", "twisted"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

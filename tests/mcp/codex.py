@@ -126,15 +126,17 @@ class Codex:
     home: Home
     model: Model
 
-    def start(self, name: str, *, agent: str, profile: str = "small") -> "subprocess.Popen[bytes]":
+    def start(self, name: str, *, agent: str = "", token: str = "") -> "subprocess.Popen[bytes]":
+        """With its own `cu-fleet mcp` for this agent, or over HTTP with the token of a lease."""
         place = self.home.path / f"codex-{name}"
         (place / ".codex").mkdir(parents=True)
-        told = self.home.cli("mcp-config", "--client", "codex", "--agent", agent, "--profile", profile)
+        way = ["--http"] if token else ["--agent", agent, "--profile", "small"]
+        told = self.home.cli("mcp-config", "--client", "codex", *way)
         provider = f'[model_providers.scripted]\nname = "scripted"\nbase_url = "{self.model.url}/{name}/v1"\n'
         settings = f'model = "scripted"\nmodel_provider = "scripted"\n{provider}wire_api = "responses"\n'
-        (place / ".codex" / "config.toml").write_text(f'{settings}{told["configuration"]}\nenv_vars = ["PYTHONPATH"]\n')
+        (place / ".codex" / "config.toml").write_text(f"{settings}{told['configuration']}\n")
         words = [installed(), "exec", "--json", "--skip-git-repo-check", "-C", str(place), f"work on {name}"]
-        env = {"HOME": str(place), "PATH": os.environ["PATH"]}
+        env = {"HOME": str(place), "PATH": os.environ["PATH"], "CU_FLEET_LEASE_TOKEN": token}
         with (place / "log").open("wb") as log:
             return subprocess.Popen(words, env=env, cwd=place, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 

@@ -108,6 +108,25 @@ def test_one_revoked_in_mid_work_hears_why_and_is_not_given_another(house: Home)
     assert {x["stage"] for x in house.cli("desktop", "list")["desktops"]} <= {"ready", "cleaning", "stopping"}
 
 
+def test_over_http_a_dead_token_is_told_why_and_is_no_failed_login(house: Home) -> None:
+    lease = house.cli("lease", "acquire", "--agent", "a", "--profile", "small")
+
+    def revoke(_: list[str]) -> Any:
+        house.cli("lease", "revoke", lease["lease"], "--reason", "wrong account")
+        return desktop("screenshot")([])
+
+    with codexes(house) as codex:
+        codex.model.scripts = {"a": [desktop("screenshot"), revoke], "again": [desktop("screenshot")]}
+        _ended(codex, a=codex.start("a", token=lease["token"]))
+        _ended(codex, again=codex.start("again", token=lease["token"]))
+        first, second = codex.model.threads["a"].answers
+        (third,) = codex.model.threads["again"].answers
+    assert "[image]" in first
+    for told in (second, third):
+        assert "revoked by" in told
+        assert "wrong account" in told
+
+
 def test_a_sub_agent_has_a_desktop_of_its_own(house: Home) -> None:
     def spawn(_: list[str]) -> Any:
         return AGENTS, "spawn_agent", {"message": "look at your desktop"}
