@@ -252,6 +252,8 @@ def test_a_network_reaches_out_but_neither_a_neighbour_nor_loopback(engine: Priv
             assert got["outside"] == "connected"
             assert got["loopback"] == "ECONNREFUSED"
             assert got["neighbour"] in ("ETIMEDOUT", "timed out", "EHOSTUNREACH", "ENETUNREACH")
+            alone = await fleet.tries(await fleet.start("dk_c"), _NETWORK, outside, loopback, said.split()[0])
+            assert alone == {"outside": "ENETUNREACH", "loopback": "ECONNREFUSED", "neighbour": "ENETUNREACH"}
 
         try:
             in_fleet(engine, tmp_path, body)

@@ -1,9 +1,9 @@
 """What lies ready for a desktop's container before it starts, and how it begins.
 
 The home comes as an archive, a clean one or a snapshot's, which the container's first shell unpacks as the desktop's
-own user into volumes of its own: so nothing is written with more rights than the desktop has itself. That shell then
-stays as the process that reaps; init runs beside it and tells on a pipe, made before the start, how far it has come.
-When init ends, the shell does, and the container with it.
+own user into volumes of its own, while the X server boots: so nothing is written with more rights than the desktop
+has itself. That shell then stays as the process that reaps; init runs beside it and tells on a pipe, made before the
+start, how far it has come. When init ends, the shell does, and the container with it.
 """
 
 import io
@@ -25,10 +25,11 @@ _INIT = inside.INIT.encode()
 SCRIPT = f"""trap 'exit 143' TERM
 ( exec 8<>{guest.RUN}/{_STATUS} 9</dev/null </dev/null >>{guest.RUN}/log 2>&1
 umask 022
+"$@" 8>&- 9>&- & screen=$!
 tar --extract --file={guest.SETUP}/{STATE} --directory=/ --preserve-permissions --delay-directory-restore \
     --no-overwrite-dir --xattrs --xattrs-include='user.*' || exit
 rm -rf {HOME}/Shared && ln -s {SLOT} {HOME}/Shared || exit
-"$@" 8>&- 9>&- & exec /usr/bin/python3 -I -S {guest.SETUP}/init.py $! ) &
+exec /usr/bin/python3 -I -S {guest.SETUP}/init.py $screen ) &
 wait $!"""
 
 
@@ -49,6 +50,7 @@ def prepare(desk: Desk, spec: Spec, uid: int, template: Path | None) -> None:
     desk.init.mkdir(mode=0o755)
     files = {
         **{name: text.encode() for name, text in inside.accounts(uid).items()},
+        "hosts": f"127.0.0.1\tlocalhost {inside.hostname(spec.label)}\n::1\tlocalhost\n".encode(),
         "machine-id": inside.machine_id().encode(),
         "config": inside.config(spec.profile, spec.boot),
         "openbox.xml": inside.OPENBOX.encode(),
