@@ -52,7 +52,8 @@ class Frame:
     cursor: Cursor | None  # None: hidden, not asked for, or drawn into the picture
     drawn: bool  # the server may have drawn the pointer into the picture, as long as another than we moved it last
     strips: tuple[int, ...] = ()  # the serial at which each strip of rows has changed last
-    deflated: dict[int, tuple[int, Deflated]] = field(default_factory=dict)  # strips and their serials, of all frames
+    # What the encoder made of a screen's strips, and of which serial: for all its frames.
+    deflated: dict[int, tuple[int, Deflated]] = field(default_factory=dict, compare=False, repr=False)
 
 
 class Canvas:
