@@ -52,6 +52,7 @@ _STEP = 12  # pixels between two points of a drag
 _MOST_STEPS = 24  # of one stretch of a drag
 _PACE = 0.004  # seconds between two points of a drag, so that a toolkit's own loop gets to see them
 _DWELL = 0.03  # seconds a drag rests before it begins to move and before it lets go
+_BETWEEN = 0.008  # seconds between the presses of a double click
 _DOUBLE = 0.52  # seconds after a press within which another may make it a double click
 _TRIPLE = 0.82  # and after two presses, a triple click
 _NEAR = 10  # pixels within which two presses may be taken for one
@@ -208,7 +209,10 @@ class Hands:
         await self._apart(action.button, action.x, action.y)
         with_keys = await self._with(action.modifiers)
         self.fingers.point(action.x, action.y)
-        for _ in range(action.count):
+        for number in range(action.count):
+            if number:  # Chromium takes presses of the same millisecond for one
+                await self.screen.sync()
+                await asyncio.sleep(_BETWEEN)
             await self._button(action.button, down=True, several=action.count > 1)
             await self._button(action.button, down=False)
         self.fingers.release(with_keys)

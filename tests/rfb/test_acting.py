@@ -9,10 +9,10 @@ import pytest
 from cu_fleet.model.errors import FleetError
 from cu_fleet.testing.screen_acting import MEDIA, PRINTABLE, DeliveredContract, ScreenActingContract
 from cu_fleet.testing.screen_stage import Hall, Stage
-from tests.rfb.stages import bare, leased, machine
+from tests.rfb.stages import ANA, bare, leased, machine
 from tests.rfb.x11vnc import x11vnc
 from tests.rfb.xvnc import xvnc
-from tests.support import run
+from tests.support import run, until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -100,6 +100,7 @@ class TestQemu(DeliveredContract):
     gaps = {**QEMU}
     exact = 1  # its tablet has 32,768 places each way
     long = 300  # it passes on fifty a second
+    timeless = True
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -120,3 +121,60 @@ def test_ascii_and_commands_arrive_whatever_the_layout(keyboard: str) -> None:
             assert ["key", "q", 8] in await stage.ask("toolkit", "events")
 
     run(body(), timeout=120)
+
+
+# Says in its title what it made of each click and turn of the wheel: `click0.1` is the left button, for the first time.
+PAGE = b"""<body style="height: 100vh"><script>
+const told = [], tell = (event, how) => { event.preventDefault(); told.push(event.type + how); document.title = told; };
+for (const kind of ["click", "dblclick", "auxclick"])
+  document.addEventListener(kind, event => tell(event, event.button + "." + event.detail));
+document.addEventListener("wheel", event => tell(event, Math.sign(event.deltaX) + "." + Math.sign(event.deltaY)),
+  {passive: false});
+document.addEventListener("keydown", () => { told.length = 0; document.title = "begun"; });
+</script>"""
+BROWSER = "exec chromium --no-first-run --disable-gpu --user-data-dir=/tmp/c --kiosk file://$HOME/Shared/page.html"
+
+
+def test_a_browser_understands_clicks_and_the_wheel() -> None:
+    async def body() -> None:
+        async with leased() as stage:
+            await stage.controller.put_file(ANA, stage.lease.lease, "page.html", _chunks(PAGE), 0o644)
+            browser = await stage.start(["sh", "-c", f"{BROWSER} >/tmp/log 2>&1"])
+
+            async def expected(title: str) -> None:
+                async def shown() -> bool:
+                    windows = await stage.controller.windows(ANA, stage.lease.lease)
+                    return any(str(window["title"]).removesuffix(" - Chromium") == title for window in windows)
+
+                await until(shown, timeout=90)
+
+            async def until_it_is_there() -> bool:
+                with contextlib.suppress(FleetError):
+                    await stage.do([{"type": "scroll", "x": 600, "y": 500, "dy": 1}, STABLE])
+                windows = await stage.controller.windows(ANA, stage.lease.lease)
+                return any("wheel" in str(window["title"]) for window in windows)
+
+            await until(until_it_is_there, timeout=90, every=0.5)
+            await stage.do([{"type": "key", "keys": "b"}])
+            await expected("begun")
+            click = {"type": "click", "x": 600, "y": 500}
+            await stage.do(
+                [click, click, click | {"x": 300, "count": 3}, click | {"button": "back"}, click | {"y": 300}]
+            )
+            one, two = "click0.1", "click0.2,dblclick0.2"
+            clicks = f"{one},{one},{one},{two},click0.3,auxclick3.1,{one}"
+            await expected(clicks)
+            await stage.do(
+                [{"type": "scroll", "x": 600, "y": 500, "dx": 1}, {"type": "scroll", "x": 600, "y": 500, "dy": -1}]
+            )
+            await expected(f"{clicks},wheel1.0,wheel0.-1")
+            await browser.kill()
+
+    run(body(), timeout=240)
+
+
+STABLE = {"type": "wait_stable", "quiet_ms": 300, "timeout_ms": 5000}
+
+
+async def _chunks(data: bytes) -> AsyncIterator[bytes]:
+    yield data
