@@ -41,7 +41,7 @@ class Leased(Easels):
 
     async def look(self, *, pointer: bool) -> Seen:
         picture = await self.desktop.screenshot(pointer=pointer)
-        return Seen(picture, 0.0, None)
+        return Seen(picture, picture.frame.within)
 
     async def point(self, x: int, y: int) -> None:
         await self.desktop.move(x, y)
