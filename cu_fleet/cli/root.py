@@ -51,8 +51,8 @@ def build_image(name: str, say: Callable[[str], None]) -> Any:
 
 def mcp(*, agent: str, profile: str) -> None:
     """Not through the composition root: a client waits for this to start, and it needs no controller of its own."""
-    from cu_fleet.mcp.desk import Door
+    from cu_fleet.mcp.desk import Way
     from cu_fleet.mcp.stdio import serve as speak
 
     url, token = os.environ.get("CU_FLEET_URL") or None, os.environ.pop("CU_FLEET_TOKEN", None) or None
-    asyncio.run(speak(lambda: Door.open(url and url.rstrip("/"), token, default_home(), agent), profile))
+    asyncio.run(speak(lambda: Way.open(url and url.rstrip("/"), token, default_home(), agent), profile))

@@ -38,23 +38,26 @@ class Accessible:
     ) -> Ui:
         """The elements of the active program's windows, or of those whose title or program has `window` in it."""
         lease, desktop = await self.acting.allowed(who, lease_id, look=True)
-        windows = await self.inside.windows(who, lease_id)
+        windows = await self._windows(who, lease_id)
         asked = {"window": window, "role": role, "text": text}
         told = await (await self.helpers.of(desktop)).call("ui", timeout=_WITHIN, focus=_focus(windows), **asked)
         await self.core.note(
             lambda tx: self.core.record(tx, "ui", who.who, lease=lease, facts=dict(asked), intent=intent)
         )
-        return _read(told, windows, lease, desktop)
+        return read(told, windows, lease, desktop)
 
     async def where(self, who: Caller, lease_id: str, ref: str) -> tuple[int, int]:
         """The middle of an element, in pixels of the lease's view; refused if it is not what it was."""
         lease, desktop = await self.acting.allowed(who, lease_id, look=True)
-        windows = await self.inside.windows(who, lease_id)
+        windows = await self._windows(who, lease_id)
         told = await (await self.helpers.of(desktop)).call("where", timeout=_WITHIN, ref=ref, focus=_focus(windows))
         x, y = told.get("x"), told.get("y")
         if not isinstance(x, int) or not isinstance(y, int):
             raise _not_understood(desktop)
         return _in_view(lease, desktop, x, y)
+
+    async def _windows(self, who: Caller, lease_id: str) -> list[dict[str, object]]:
+        return [window for window in await self.inside.windows(who, lease_id) if isinstance(window, dict)]
 
 
 def _focus(windows: list[dict[str, object]]) -> object:
@@ -62,7 +65,7 @@ def _focus(windows: list[dict[str, object]]) -> object:
     return next((window.get("pid") or 0 for window in windows if window.get("focused")), 0)
 
 
-def _read(told: dict[str, object], windows: list[dict[str, object]], lease: Lease, desktop: Desktop) -> Ui:
+def read(told: dict[str, object], windows: list[dict[str, object]], lease: Lease, desktop: Desktop) -> Ui:
     try:
         apps = told["windows"]
         assert isinstance(apps, list)

@@ -6,29 +6,31 @@ name gets this one, so that no two ever share a desktop. A lease that was revoke
 """
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cu_fleet.client.desktop import Desktop
-from cu_fleet.client.http import Wire, read, v1
+from cu_fleet.client.http import Wire, chunks, read, v1
 from cu_fleet.client.lease import Errands
 from cu_fleet.mcp.answers import Answer, code_of, refused, said, words_of
 from cu_fleet.model.access import CHILDREN
-from cu_fleet.model.errors import BrokenError, DeniedError, FleetError, LeaseOverError, LeasePausedError
+from cu_fleet.model.errors import BrokenError, DeniedError, FleetError, LeaseOverError, LeasePausedError, TooLongError
 from cu_fleet.model.view import AgentView, LeaseView
 
 TTL = 300.0  # seconds; renewed while this process lives, and soon over should it be killed
 AT_ONCE = 1.0  # seconds that a call waits behind somebody else
 STARTS_WITHIN = 40.0  # and for a desktop that is being made
+WITHIN = 58.0  # for any call, whatever it waits for
 _FINAL = ("lease_revoked", "lease_reassigned")
 _OVER = ("lease_released", "lease_expired", "lease_lost", "lease_cancelled")
 _NO_MORE = ("too_many_leases", "too_many_children")
 _HEADERS = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-06-18"}
 
 
-class Door:
+class Way:
     """The way to the controller, with a token that opens no more than it must.
 
     An operator's token, or none at the home's own socket, serves once: to get the agent's.
@@ -39,7 +41,7 @@ class Door:
         self.errands = Errands(wire)
 
     @classmethod
-    async def open(cls, url: str | None, token: str | None, home: Path, agent: str) -> "Door":
+    async def open(cls, url: str | None, token: str | None, home: Path, agent: str) -> "Way":
         kind, _, rest = (token or "").partition("_")
         if kind not in ("cfl", "cfa"):
             token, rest = await _agent_token(Wire(url=url, token=token, home=home, start=True), agent), f"{agent}__"
@@ -52,11 +54,12 @@ class Door:
         start = method == "tools/list"  # a controller started anew knows no lease that could be meant
         more: dict[str, Any] = {"query": query, "token": token, "headers": _HEADERS, "start": start}
         async with self.wire.stream("POST", "/mcp", body=message, **more) as answer:
-            await answer.aread()
-            said = answer.json()
-        if "result" not in said:
-            raise BrokenError(f"the controller refused {method}: {said.get('error')}", code="not_understood")
-        return dict(said["result"])
+            data = b"".join([chunk async for chunk in chunks(self.wire, answer)])
+        try:
+            return dict(json.loads(data)["result"])
+        except (ValueError, KeyError, TypeError):
+            shown = data[:200].decode("utf-8", "replace")
+            raise BrokenError(f"the controller refused {method}: {shown}", code="not_understood") from None
 
     async def names(self, profile: str) -> AsyncIterator[str | None]:
         """The agent's own token, then those of its children, each added when it is wanted."""
@@ -78,8 +81,8 @@ async def _agent_token(wire: Wire, agent: str) -> str | None:
 
 
 class Desk:
-    def __init__(self, door: Door, profile: str) -> None:
-        self._door, self._profile = door, profile
+    def __init__(self, way: Way, profile: str) -> None:
+        self._way, self._profile = way, profile
         self._leasing = asyncio.Lock()
         self._asking: asyncio.Task[LeaseView] | None = None
         self._renewing: asyncio.Task[None] | None = None
@@ -89,21 +92,27 @@ class Desk:
 
     async def listing(self) -> dict[str, Any]:
         """The tools that this profile's desktops have."""
-        return await self._door.passed_on("tools/list", {}, None, profile=self._profile)
+        return await self._way.passed_on("tools/list", {}, None, profile=self._profile)
 
     async def call(self, tool: str, given: Mapping[str, Any] | None) -> Answer:
         try:
-            if self._door.leased:
-                return await self._done(tool, given, None)
-            if tool in ("lease_status", "release") and not (self._lease and self._lease.state == "active"):
-                return await self._without_desktop(tool)
-            return self._heeded(tool, await self._done(tool, given, (await self._granted()).token))
+            async with asyncio.timeout(WITHIN):
+                return await self._called(tool, given)
+        except TimeoutError:
+            return refused(TooLongError(f"{tool} took longer than {WITHIN:g} s", remedy="look how far it came"))
         except FleetError as error:
             return refused(error)
 
+    async def _called(self, tool: str, given: Mapping[str, Any] | None) -> Answer:
+        if self._way.leased:
+            return await self._done(tool, given, None)
+        if tool in ("lease_status", "release") and not (self._lease and self._lease.state == "active"):
+            return await self._without_desktop(tool)
+        return self._heeded(tool, await self._done(tool, given, (await self._granted()).token))
+
     async def _done(self, tool: str, given: Mapping[str, Any] | None, token: str | None) -> Answer:
         asked = {"name": tool, "arguments": dict(given or {})}
-        return Answer.model_validate(await self._door.passed_on("tools/call", asked, token))
+        return Answer.model_validate(await self._way.passed_on("tools/call", asked, token))
 
     async def _without_desktop(self, tool: str) -> Answer:
         """What can be said and done while there is none."""
@@ -145,7 +154,7 @@ class Desk:
             if lease.state != "active":
                 raise self._not_granted(lease)
             if self._renewing is None:
-                self._renewing = self._door.errands.renewing(Desktop(self._door.wire, lease))
+                self._renewing = self._way.errands.renewing(Desktop(self._way.wire, lease))
             return lease
 
     async def _asked(self) -> LeaseView:
@@ -157,10 +166,10 @@ class Desk:
         busy: DeniedError | None = None
         body = {"profile": self._profile, "wait": None, "ttl": TTL, "request_id": uuid.uuid4().hex}
         try:
-            async for token in self._door.names(self._profile):
+            async for token in self._way.names(self._profile):
                 try:
                     more: dict[str, Any] = {"query": {"hold": 0}, "token": token}
-                    answer = await self._door.wire.call("POST", "/v1/leases", body=body, **more)
+                    answer = await self._way.wire.call("POST", "/v1/leases", body=body, **more)
                 except DeniedError as error:
                     if error.code not in _NO_MORE:
                         raise
@@ -170,11 +179,11 @@ class Desk:
                     return self._lease
         except DeniedError as error:
             raise (busy if busy and error.code in _NO_MORE else error) from None
-        raise busy or DeniedError(f"agent {self._door.agent} may not lease")
+        raise busy or DeniedError(f"agent {self._way.agent} may not lease")
 
     async def _looked(self, lease: LeaseView, hold: float) -> LeaseView:
         more: dict[str, Any] = {"query": {"hold": hold, "while": "waiting"}, "patience": hold, "token": self._token}
-        answer = await self._door.wire.call("GET", v1("leases", lease.lease), start=False, **more)
+        answer = await self._way.wire.call("GET", v1("leases", lease.lease), start=False, **more)
         self._lease = read(LeaseView, answer.json())
         return self._lease
 
@@ -199,7 +208,7 @@ class Desk:
         lease = self._lease
         self._forget()
         if lease:
-            errands = self._door.errands
+            errands = self._way.errands
             await errands.finish(errands.release(lease.lease, lease.token or self._token), "give the desktop back")
 
     async def close(self) -> None:

@@ -22,14 +22,14 @@ from mcp_types import INTERNAL_ERROR, CallToolRequestParams, ListToolsResult, Pa
 
 from cu_fleet import __version__
 from cu_fleet.mcp.answers import Answer, refused
-from cu_fleet.mcp.desk import Desk, Door
+from cu_fleet.mcp.desk import Desk, Way
 from cu_fleet.mcp.words import INSTRUCTIONS, LEASES_ITSELF
 from cu_fleet.model.errors import FleetError
 
 _MOST_LINE = 32 << 20
 
 
-async def serve(opened: Callable[[], Awaitable[Door]], profile: str) -> None:
+async def serve(opened: Callable[[], Awaitable[Way]], profile: str) -> None:
     """Serve until there is nobody to serve. The way to the controller is opened by the first who needs it."""
     over, place = asyncio.Event(), Place(opened, profile)
     loop = asyncio.get_running_loop()
@@ -54,17 +54,17 @@ async def serve(opened: Callable[[], Awaitable[Door]], profile: str) -> None:
 class Place:
     """The desk, once somebody has asked for it."""
 
-    def __init__(self, opened: Callable[[], Awaitable[Door]], profile: str) -> None:
+    def __init__(self, opened: Callable[[], Awaitable[Way]], profile: str) -> None:
         self._opened, self._profile = opened, profile
         self._opening = asyncio.Lock()
-        self._door: Door | None = None
+        self._way: Way | None = None
         self._desk: Desk | None = None
 
     async def desk(self) -> Desk:
         async with self._opening:
             if self._desk is None:
-                self._door = await self._opened()
-                self._desk = Desk(self._door, self._profile)
+                self._way = await self._opened()
+                self._desk = Desk(self._way, self._profile)
             return self._desk
 
     async def close(self) -> None:
@@ -72,8 +72,8 @@ class Place:
             if self._desk:
                 await self._desk.close()
         finally:
-            if self._door:
-                await self._door.close()
+            if self._way:
+                await self._way.close()
 
 
 def _server(place: Place) -> Server[Any]:

@@ -5,8 +5,12 @@ from typing import Any
 
 import pytest
 
+from cu_fleet.controller.accessible import read
 from cu_fleet.guest.accessible import MOST_NODES, ROOT, STATES, Reader
 from cu_fleet.guest.terms import RefusedError
+from cu_fleet.model.desktop import Desktop
+from cu_fleet.model.errors import BrokenError
+from cu_fleet.model.lease import Lease
 
 Where = tuple[str, str]
 HERE = ("showing", "visible", "enabled", "sensitive")
@@ -214,3 +218,48 @@ def test_an_element_behind_another_programs_window_is_refused() -> None:
         reader.do_where(button["ref"], focus=tree.pid(":over"))
     assert caught.value.code == "covered"
     assert reader.do_where(button["ref"], focus=tree.pid(":editor"))
+
+
+GOOD = {
+    "windows": [{"app": "a", "toolkit": "gtk", "pid": 7, "title": "A", "active": True}],
+    "nodes": [
+        {"ref": "e1", "depth": 0, "role": "button", "name": "B", "value": "", "notes": [], "box": [100, 50, 20, 10]}
+    ],
+    "left_out": 0,
+    "silent": [],
+}
+LEASE = Lease(id="ls_1", agent="a", profile="p", backend="b", asked_at=0.0, asked_by="x", view=500)
+DESKTOP = Desktop(
+    id="dk_1", profile="p", profile_digest="d", backend="b", boot="b", width=1000, height=800, created_at=0.0
+)
+
+
+def test_places_are_told_in_the_leases_view_and_mute_windows_by_name() -> None:
+    windows: list[dict[str, object]] = [
+        {"pid": 7, "title": "A", "class": "A", "focused": True},
+        {"pid": 9, "title": "T", "class": "Tk", "focused": False},
+    ]
+    ui = read(GOOD, windows, LEASE, DESKTOP)
+    assert (ui.nodes[0].x, ui.nodes[0].y) == (55, 27)
+    assert [(x.title, x.toolkit, x.active) for x in ui.windows] == [("A", "gtk", True), ("T", "", False)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"windows": None},
+        {"windows": [5]},
+        {"windows": [{"app": "a"}]},
+        {"windows": [{**GOOD["windows"][0], "pid": []}]},  # type: ignore[index]
+        {"nodes": "x"},
+        {"nodes": [{"ref": "e1"}]},
+        {"nodes": [{**GOOD["nodes"][0], "box": [0, 0]}]},  # type: ignore[index]
+        {"nodes": [{**GOOD["nodes"][0], "name": "x" * 10_000}]},  # type: ignore[index]
+        {"nodes": GOOD["nodes"] * 2000},  # type: ignore[operator]
+        {"silent": 5},
+        {"more": 1},
+    ],
+)
+def test_what_a_hostile_desktop_tells_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(BrokenError, match="dk_1 tells of its elements what nobody understands"):
+        read({**GOOD, **change}, [], LEASE, DESKTOP)

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from cu_fleet.mcp.desk import Desk
-from cu_fleet.mcp.desk import Door as Way
+from cu_fleet.mcp.desk import Desk, Way
 from cu_fleet.model.errors import DeniedError, FleetError
 from tests.api.door import Door
 from tests.controller.fleet import ANA
@@ -238,5 +237,24 @@ def test_a_controller_that_is_gone_is_told_and_not_started_behind_its_operators_
             await one.close()
         await way.close()
         assert not (tmp_path / "controller.log").exists()
+
+    run(body())
+
+
+def test_a_controller_that_stops_in_the_middle_of_a_call_is_told_in_words(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with house(tmp_path) as door:
+            way = await Way.open(None, None, tmp_path, "a")
+            one = Desk(way, "local")
+            await one.call("click", CLICK)
+            calling = asyncio.create_task(one.call("wait", {"seconds": 30}))
+            await until(lambda: any(task.get_name().startswith("act wait") for task in asyncio.all_tasks()))
+            door.stop.set()
+            answer = await calling
+            assert answer.is_error
+            assert any(word in text(answer) for word in ("stopping", "broke off", "not running", "terminated")), text(
+                answer
+            )
+        await way.close()
 
     run(body())
