@@ -154,24 +154,29 @@ class Asking:
     async def _take(self, look: _Look) -> None:
         self._look = look
         try:
-            if look.fence:
-                self._request(incremental=True)  # so that no request for less is open when the fence returns
-                self._engine.fence(look.fence)
-            elif self._refreshes:
-                self._link.write(clipboard.peek())
-            if look.whole:
-                look.coverage = Coverage(self._engine.canvas.width, self._engine.canvas.height)
-                self._request(incremental=False)
-            else:
-                if look.fence:
-                    self._request(incremental=True)
-                self._request(_PIXEL, incremental=False)
+            with self._link.together():
+                self._put(look)
             await look.done
         except BaseException:
             self._strays_until = time.monotonic() + _STRAY
             raise
         finally:
             self._look = None
+
+    def _put(self, look: _Look) -> None:
+        """The question."""
+        if look.fence:
+            self._request(incremental=True)  # so that no request for less is open when the fence returns
+            self._engine.fence(look.fence)
+        elif self._refreshes:
+            self._link.write(clipboard.peek())
+        if look.whole:
+            look.coverage = Coverage(self._engine.canvas.width, self._engine.canvas.height)
+            self._request(incremental=False)
+        else:
+            if look.fence:
+                self._request(incremental=True)
+            self._request(_PIXEL, incremental=False)
 
     def _answer(self, look: _Look) -> None:
         self._look = None

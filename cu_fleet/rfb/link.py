@@ -5,8 +5,8 @@ Whoever waits for an answer waits here, so that the end of the connection reache
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar, cast
 
 from cu_fleet.model.errors import TooLongError
@@ -25,6 +25,7 @@ class Link(asyncio.Protocol):
         self._fail = fail
         self._transport: asyncio.Transport | None = None
         self._waits: set[asyncio.Future[Any]] = set()
+        self._held: bytearray | None = None
 
     async def take(self, sock: socket.socket) -> None:
         """Take over a connected stream socket."""
@@ -52,10 +53,23 @@ class Link(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         if self.error:
             raise self.error
-        if self._transport is not None:
+        if self._held is not None:
+            self._held += data
+        elif self._transport is not None:
             self._transport.write(data)
             if self._transport.get_write_buffer_size() > _MOST_UNSENT:
                 self._fail(RfbError("the screen's server does not read what is sent to it", code="screen_lost"))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is written meanwhile goes in one piece, so that its reader is woken once."""
+        self._held = bytearray()
+        try:
+            yield
+        finally:
+            data, self._held = bytes(self._held), None
+            if not self.error:
+                self.write(data)
 
     def loseConnection(self) -> None:  # noqa: N802 - Twisted's name
         if self._transport:
