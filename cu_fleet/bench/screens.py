@@ -297,13 +297,22 @@ def _acted(desk: Desk, calls: int, rates: list[float], batches: list[float]) -> 
 
     to_frame = "a key press until a lossless PNG of 1280x800 that shows it is in hand"
     return [
-        figure("click-http", "click-http", "a click until it is acknowledged, over HTTP", most=3),
+        figure(
+            "click-http",
+            "click-http",
+            "a click until it is acknowledged, over HTTP; vncdotool's is sent, and not waited for",
+            most=3,
+        ),
         figure("click-client", "click-client", "the same through the Python client"),
         Figure("actions", _rate(rates, "clicks one after another, each a call of its own")),
         Figure("actions-batch", _rate(batches, f"moves, {calls} in one call")),
         figure("key-to-frame-http", "key-http", f"{to_frame}, in one call over HTTP; xdotool with scrot", most=10),
         figure("key-to-frame-client", "key-client", "the same through the Python client"),
-        figure("type-1000", "type-client", "1,000 characters until they are acknowledged; xdotool with --delay 0"),
+        figure(
+            "type-1000",
+            "type-client",
+            "1,000 characters until they are acknowledged; vncdotool's are only sent; xdotool with --delay 0",
+        ),
     ]
 
 

@@ -112,7 +112,7 @@ class Acting:
             for number, action in enumerate(actions):
                 try:
                     await batch.intend(action)
-                    await self._do(actor, batch, action, mark=waited_for(actions, number))
+                    await self._do(actor, batch, action, waited_for(actions, number))
                 except FleetError as e:
                     batch.done.append(Done(ok=False, code=e.code, detail=str(e)))
                     await batch.conclude(None if batch.failed else action)
@@ -130,11 +130,11 @@ class Acting:
             await asyncio.shield(batch.conclude())
             raise
 
-    async def _do(self, actor: Actor, batch: Batch, action: Action, *, mark: bool) -> None:
+    async def _do(self, actor: Actor, batch: Batch, action: Action, waited: WaitChange | None) -> None:
         try:
             await batch.around.before()
-            if mark:
-                await actor.mark()
+            if waited:
+                await actor.mark(whole=not (waited.region or waited.ignore or waited.ignore_below))
             await actor.do(batch.geometry.meant(action))
         except FleetError as e:
             batch.ended(Done(ok=False, code=e.code))
@@ -167,9 +167,10 @@ class Acting:
         return True
 
 
-def waited_for(actions: Sequence[Action], number: int) -> bool:
-    """Whether what comes of this action is waited for next: then only what changes from now on may count."""
+def waited_for(actions: Sequence[Action], number: int) -> WaitChange | None:
+    """What waits for this action's effect, if anything does: then only what changes from now on may count."""
     if isinstance(actions[number], Wait | WaitStable | WaitChange):
-        return False
+        return None
     after = (action for action in actions[number + 1 :] if not isinstance(action, Wait | WaitStable))
-    return isinstance(next(after, None), WaitChange)
+    following = next(after, None)
+    return following if isinstance(following, WaitChange) else None

@@ -124,11 +124,11 @@ class Actor:
         if self._hands:
             await self._hands.claim_pointer()
 
-    async def mark(self) -> None:
+    async def mark(self, *, whole: bool) -> None:
         """Look before an action, so that a `wait_change` after it takes nothing older for its effect."""
         self.check()
         if self._hands:
-            await self._hands.mark()
+            await self._hands.mark(whole=whole)
 
     async def do(self, action: Action) -> None:
         """Send one action; the caller has the turn. Stops in the middle when the fence closes."""

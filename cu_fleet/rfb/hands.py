@@ -112,12 +112,13 @@ class Hands:
             await self.fingers.lift_after(e)
             raise
 
-    async def mark(self) -> None:
+    async def mark(self, *, whole: bool = False) -> None:
         """Look before an action, so that a `wait_change` after it misses nothing and takes nothing older for it.
 
-        Without it, `wait_change` compares with the picture as it was last looked at before the action.
+        Without it, `wait_change` compares with the picture as it was last looked at before the action. Where any change
+        of the `whole` screen counts, the serial tells, and the picture need not be kept.
         """
-        self._seen = await self.screen.mark()
+        self._seen = await (self.screen.refresh() if whole else self.screen.mark())
 
     async def release_all(self, timeout: float = 10.0) -> None:
         """Lift all that is down, and return when the server has taken that in. Asks no guard."""
