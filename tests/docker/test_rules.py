@@ -59,6 +59,16 @@ def test_who_never_used_an_engine_needs_none(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_an_engine_on_another_machine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        [check] = await DockerBackend(Place(tmp_path, "f1")).check()
+        assert not check.ok
+        assert "ssh://far is on another machine" in check.detail
+
+    monkeypatch.setenv("DOCKER_HOST", "ssh://far")
+    run(body())
+
+
 def test_an_unknown_option_is_refused_by_name() -> None:
     with pytest.raises(InvalidError, match=r"options\.privileged"):
         options(Profile(name="p", backend="docker", options={"privileged": True}))

@@ -13,7 +13,7 @@ from cu_fleet.backends.docker.engine import Engine, image_of
 from cu_fleet.backends.docker.layout import BOOT, DESKTOP, FLEET, MOST, SNAPSHOT, Desk, Layout
 from cu_fleet.backends.docker.options import image, options
 from cu_fleet.backends.inside import template
-from cu_fleet.model.errors import ConflictError, UnavailableError
+from cu_fleet.model.errors import ConflictError, UnavailableError, UnsupportedError
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -33,10 +33,19 @@ class House:
     def clear(self, api: APIClient, desk: Desk, spec: Spec) -> int:
         """Refuse what cannot be had, end what is left of an earlier start, and settle whose this one is."""
         options(spec.profile)
+        self.refuse_remote()
         self.image_of(api, image(spec.profile))
         self.layout.uids.take(desk.id)
         self.end(api, desk)
         return self.layout.uid(desk.id)
+
+    def refuse_remote(self) -> None:
+        if not self.engine.host.startswith("unix://"):
+            raise UnsupportedError(
+                f"the Docker engine at {self.engine.host} is on another machine, where desktops cannot be reached",
+                remedy="use this machine's: unset DOCKER_HOST, or docker context use default",
+                code="remote_engine",
+            )
 
     def image_of(self, api: APIClient, name: str) -> dict[str, Any]:
         if found := image_of(api, name):
