@@ -82,13 +82,11 @@ class Asking:
     async def look(self, answered: Callable[[], None] = lambda: None) -> None:
         """Bring the picture up to date, and call `answered` in the moment it is."""
         async with self._turn:
-            look = _Look(self._link.answer(), whole=not (self.exact and self._complete), answered=answered)
-            if self._engine.fences:
-                look.fence = self._token()
-                await self._take(look)
-            else:
+            if not self._engine.fences:
                 await self._drain()
-                await self._take(look)
+            look = _Look(self._link.answer(), whole=not (self.exact and self._complete), answered=answered)
+            look.fence = self._token() if self._engine.fences else b""
+            await self._take(look)
 
     async def round_trip(self) -> None:
         """Return when the server has taken in all that was sent before.
@@ -148,11 +146,12 @@ class Asking:
     async def _drain(self) -> None:
         strays = self._requested + (time.monotonic() < self._strays_until)
         for _ in range(strays):
-            self._strays_until = time.monotonic() + _STRAY
             await self._take(_Look(self._link.answer(), pixel_only=True))
 
     async def _take(self, look: _Look) -> None:
         self._look = look
+        if self._requested:
+            self._strays_until = time.monotonic() + _STRAY
         try:
             with self._link.together():
                 self._put(look)
