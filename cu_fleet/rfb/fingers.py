@@ -19,6 +19,7 @@ from cu_fleet.rfb.screen import Screen
 
 _QEMU_KEY = 0.01  # seconds from one key to the next
 _QEMU_BUTTON = 0.005
+_QEMU_KEYBOARD = 0.1  # by which a machine, if it is slow, may hear its keyboard later than its pointer
 _CTRLS = frozenset(NAMES[name] for name in ("Control_L", "Control_R"))
 _ALTS = frozenset(NAMES[name] for name in ("Alt_L", "Alt_R", "Meta_L", "Meta_R"))
 _DIGITS = frozenset(map(ord, "123456789!@#$%^&*("))
@@ -63,6 +64,7 @@ class Fingers:
         self.qemu = screen.name.startswith("QEMU")
         screen.unpaint = self.point
         self._passed_on = 0.0  # when the server will have passed on what was sent
+        self._keys_heard = 0.0  # and when the machine will have heard the keys of it
 
     @property
     def down(self) -> bool:
@@ -110,9 +112,12 @@ class Fingers:
         await self.extra.press(name, down, *self.screen.pointer)
 
     async def passed_on(self) -> None:
-        """Return when the server has passed on all that was sent, so that nothing is lost or overtaken."""
-        if (left := self._passed_on - time.monotonic()) > 0:
-            await asyncio.sleep(left)
+        """Return when the server has passed on all that was sent, so that nothing is lost."""
+        await _until(self._passed_on)
+
+    async def keys_heard(self) -> None:
+        """Return when the pointer cannot overtake the keys that were sent before."""
+        await _until(self._keys_heard)
 
     def lift(self) -> None:
         """Lift all that is down, the last pressed first; a lost connection has lifted it already."""
@@ -139,8 +144,15 @@ class Fingers:
 
     def _send(self, sym: int, down: bool) -> None:
         self._pass_on(_QEMU_KEY)
+        if self.qemu:
+            self._keys_heard = self._passed_on + _QEMU_KEYBOARD
         self.screen.key_event(sym, down)
 
     def _pass_on(self, seconds: float) -> None:
         if self.qemu:
             self._passed_on = max(self._passed_on, time.monotonic()) + seconds
+
+
+async def _until(moment: float) -> None:
+    if (left := moment - time.monotonic()) > 0:
+        await asyncio.sleep(left)

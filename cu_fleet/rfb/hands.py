@@ -185,6 +185,7 @@ class Hands:
                 await self.keyboard.paste(action)
 
     async def _move(self, action: Move | Click | Press | Release | Drag | Scroll) -> None:
+        await self.fingers.keys_heard()
         match action:
             case Move():
                 self.fingers.point(action.x, action.y)
@@ -248,7 +249,7 @@ class Hands:
 
     async def _with(self, modifiers: Iterable[str]) -> list[int]:
         pressed = self.fingers.press(map(modifier, modifiers))
-        await self.fingers.passed_on()
+        await self.fingers.keys_heard()
         return pressed
 
     async def _button(self, name: str, *, down: bool, several: bool = False, by_hand: bool = False) -> None:
