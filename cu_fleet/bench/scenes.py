@@ -103,7 +103,7 @@ async def standing(stage: Stage) -> AsyncGenerator[Figure, None]:
             await at.fleet.run(str(desktop.lease.desktop), ["python3", "-c", _BEGIN_BUS])
         yield _memory_of_desktops(at, many, await _helpers_memory(at, many[0]))
         stage.tell(f"{count} desktops at rest, for {stage.plan.seconds:g} s")
-        memory = machine.private_memory(at.pid)
+        memory = await machine.steady_memory(at.pid)
         yield Figure("many-memory", megabytes([memory], f"the controller's own private memory, with {count} desktops"))
         idle = await _shares(at, asyncio.sleep(stage.plan.seconds))
         rest = Series("%", (idle["controller"],), "of one core: the controller while its desktops rest")
@@ -175,7 +175,7 @@ async def _in_use(at: House, many: list[Desktop], seconds: float) -> AsyncGenera
     }
     words = f"while {len(many)} desktops each take {_EACH_SECOND} screenshots and {_EACH_SECOND} actions a second"
     yield Figure("many-busy", Series("%", (shares["controller"],), f"of one core: the controller {words}"), facts=rates)
-    memory = machine.private_memory(at.pid)
+    memory = await machine.steady_memory(at.pid)
     yield Figure("many-busy-memory", megabytes([memory], "the controller's own private memory after that"))
     yield Figure("many-screenshot", milliseconds(looks, f"a screenshot {words}"))
     yield Figure("many-action", milliseconds(acts, f"a click {words}"))

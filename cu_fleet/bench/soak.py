@@ -73,7 +73,8 @@ class State:
             counts, last = await Counts.of(at, desktop), counts
             if before is None and counts == last:
                 break
-        return cls(machine.private_memory(at.pid), int((await at.fleet.status())["audit"]["entries"]), counts)
+        entries = int((await at.fleet.status())["audit"]["entries"])
+        return cls(await machine.steady_memory(at.pid), entries, counts)
 
 
 async def soak(desktop: Desktop, times: int, first: int = 0) -> None:
