@@ -114,7 +114,7 @@ def test_toolkits_are_told_apart_and_their_elements_are_used(house: Home) -> Non
             await found(session, "= 'Ünal'", window="Gtk form")
             assert text(await session.call_tool("click", {"ref": greet})) == "Done."
             await found(session, '"Hello Ünal"', window="Gtk form")
-            await session.call_tool("type", {"text": "!", "ref": entry})
+            assert text(await session.call_tool("type", {"text": "!", "ref": entry})) == "2 actions done."
             assert text(await session.call_tool("click", {"ref": greet})) == "Done.", (
                 "it was told again by its new name"
             )
