@@ -40,7 +40,7 @@ MOST_CHILDREN = 1000  # of one element
 MOST_LEVELS = 200
 MOST_REFS = 4000  # remembered
 WITHIN = 6.0  # seconds for one look
-PATIENCE_MS = 800  # for one answer of one program
+PATIENCE_MS = 1500  # for one answer of one program
 LONGEST = 200  # characters of a name or a value
 
 # fmt: off
@@ -89,6 +89,10 @@ class Bus:
     @property
     def failed(self) -> type[Exception]:
         return self.glib.Error  # type: ignore[no-any-return]
+
+    def late(self, error: Exception) -> bool:
+        """Whether nobody has answered in time, which tells nothing of what is there."""
+        return bool(error.matches(self.gio.io_error_quark(), self.gio.IOErrorEnum.TIMED_OUT))  # type: ignore[attr-defined]
 
     def call(
         self, name: str, path: str, method: str, types: str = "", *args: object, patience: int = PATIENCE_MS
@@ -193,7 +197,9 @@ class Reader:
             element = Element(self.bus, where)
             box = element.box() if element.has("showing") and not element.has("defunct") else None
             same = (element.role, element.name) == (role, name)
-        except self.failed:
+        except self.failed as e:
+            if self.bus.late(e):
+                raise RefusedError("no_answer", f'the program of {ref}, the {role} "{name}", does not answer') from e
             element, box, same = None, None, False
         if element is None or box is None:
             raise RefusedError("stale", f'{ref}, the {role} "{name}", is not on the screen any more; {AGAIN}')

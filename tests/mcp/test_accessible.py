@@ -17,7 +17,9 @@ HERE = ("showing", "visible", "enabled", "sensitive")
 
 
 class GoneError(Exception):
-    """As the bus says that nobody answers."""
+    """As the bus says that nobody is there; or, late, that nobody has answered."""
+
+    late = False
 
 
 @dataclass
@@ -35,6 +37,10 @@ class Tree:
     """A bus with these programs on it."""
 
     failed = GoneError
+    busy = False  # whether programs take too long
+
+    def late(self, error: GoneError) -> bool:
+        return error.late
 
     def __init__(self, **apps: Node) -> None:
         self.apps = apps
@@ -49,8 +55,10 @@ class Tree:
 
     def _node(self, where: Where) -> Node:
         node = self.nodes[where]
-        if node.gone:
-            raise GoneError
+        if node.gone or self.busy:
+            error = GoneError()
+            error.late = self.busy
+            raise error
         return node
 
     def children(self, where: Where) -> list[Where]:
@@ -202,6 +210,17 @@ def test_a_reference_says_when_it_is_stale(change: dict[str, Any], words: str) -
         reader.do_where(button["ref"])
     assert caught.value.code == "stale"
     assert "ask ui again" in str(caught.value)
+
+
+def test_a_busy_programs_element_is_not_said_to_be_gone() -> None:
+    reader, tree = reader_of(editor=editor())
+    (button,) = reader.do_ui(role="push button")["nodes"]
+    tree.busy = True
+    with pytest.raises(RefusedError, match="does not answer") as caught:
+        reader.do_where(button["ref"])
+    assert caught.value.code == "no_answer"
+    tree.busy = False
+    assert reader.do_where(button["ref"])["name"] == "Save"
 
 
 def test_a_reference_nobody_gave_is_stale_too() -> None:
