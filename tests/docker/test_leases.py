@@ -47,8 +47,8 @@ def _house(engine: PrivateDocker) -> Iterator[Home]:
         one.write_profile("small", SMALL)
         one.write_profile("local", QUIET)
         yield one
-        one.run("down")
-        assert left(engine) == []
+        down = one.run("down")
+        assert left(engine) == [], (down, one.warnings())
 
 
 def left(engine: PrivateDocker) -> list[str]:

@@ -211,8 +211,8 @@ def _lenient(work: Callable[[], object]) -> None:
 
 
 def _insist_gone(remove: Callable[[], object]) -> None:
-    """Remove something until it is gone: another may be at it, or what uses it only just ending."""
-    _until_done(remove, lambda e: e.status_code in (403, 409), gone_is_done=True)
+    """Remove something until it is gone: another may be at it, or what uses it only just ending and still busy."""
+    _until_done(remove, lambda e: e.status_code in (403, 409, 500), gone_is_done=True)
 
 
 def _until_done(work: Callable[[], object], again: Callable[[APIError], bool], *, gone_is_done: bool = False) -> None:
