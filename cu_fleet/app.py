@@ -26,7 +26,7 @@ from cu_fleet.backends.local import LocalBackend
 from cu_fleet.controller import Controller
 from cu_fleet.controller.record import audit_key
 from cu_fleet.controller.tokens import Mint
-from cu_fleet.model.access import Operator, Role
+from cu_fleet.model.access import EPOCH, Operator, Role
 from cu_fleet.model.errors import ConflictError, FleetError, InvalidError, UnavailableError
 from cu_fleet.model.profile import Profile, read_profile
 from cu_fleet.settings import Settings
@@ -228,7 +228,9 @@ async def _settle_owner(controller: Controller, home: Path, secret: bytes) -> No
     def work(tx: Tx) -> Operator:
         operator = tx.get(Operator, name)
         if operator is None:
-            operator = Operator(name=name, role=Role.ADMIN, created_at=controller.core.now())
+            operator = Operator(
+                name=name, role=Role.ADMIN, epoch=tx.next_number(EPOCH), created_at=controller.core.now()
+            )
             tx.put(operator)
         return operator
 

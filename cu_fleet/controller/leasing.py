@@ -6,7 +6,7 @@ from functools import partial
 from cu_fleet.controller.core import Core, in_words, until_words
 from cu_fleet.controller.ending import Ending
 from cu_fleet.model import lease as lifecycle
-from cu_fleet.model.access import Agent, Caller, Role, check_bar, check_grants
+from cu_fleet.model.access import EPOCH, Agent, Caller, Role, check_bar, check_grants
 from cu_fleet.model.desktop import Desktop, Stage
 from cu_fleet.model.errors import ConflictError, DeniedError, FleetError, InvalidError, UnavailableError
 from cu_fleet.model.lease import LIVE, Lease, LeaseState, why_not
@@ -58,15 +58,19 @@ class Leasing:
         now = self.core.now()
         agent = tx.get(Agent, agent_name)
         if agent is None:
-            agent = Agent(name=agent_name, created_at=now)
+            agent = Agent(name=agent_name, epoch=tx.next_number(EPOCH), created_at=now)
             tx.put(agent)
             self.core.record(tx, "agent.added", who.who, facts={"agent": agent_name, "on_the_fly": True})
         if ask.request_id and (same := self._asked_before(tx, agent_name, ask)):
             return same.id
         live = tx.find(Lease, agent=agent_name, state=_LIVE)
         check_bar(agent, now, in_words(agent.barred_until))
+        if parent := tx.get(Agent, agent.parent or ""):
+            check_bar(parent, now, in_words(parent.barred_until))
         if who.role is None:
             check_grants(agent, ask.profile, ask.desktop, ask.resources, len(live))
+            if parent:  # it may have been granted less since it made this one
+                check_grants(parent, ask.profile, ask.desktop, ask.resources, 0)
         self._check_limits(agent, profile, live)
         self._check_named(tx, ask)
         lease = Lease(

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from cu_fleet.controller.core import Core
-from cu_fleet.model.access import CHILDREN, Agent, Caller, Grants, Operator, Role, check_within
+from cu_fleet.model.access import CHILDREN, EPOCH, Agent, Caller, Grants, Operator, Role, check_within
 from cu_fleet.model.errors import ConflictError, DeniedError, NotFoundError, UnauthorizedError
 from cu_fleet.model.lease import LIVE, Lease
 from cu_fleet.model.names import check_name
@@ -70,8 +70,7 @@ class People:
         def work(tx: Tx) -> Agent:
             old = tx.get(Agent, name)
             parent = self._may_add(tx, who, old, grants)
-            now = self.core.now()
-            agent = old.but(grants=grants) if old else Agent(name=name, grants=grants, parent=parent, created_at=now)
+            agent = (old or self._new(tx, name, parent)).but(grants=grants)
             tx.put(agent)
             what = "agent.changed" if old else "agent.added"
             self.core.record(tx, what, who.who, facts={"agent": name, "grants": grants.model_dump()})
@@ -79,6 +78,9 @@ class People:
 
         agent = await self.core.change(work)
         return agent_view(agent, token=self.core.mint.agent(agent.name, agent.epoch))
+
+    def _new(self, tx: Tx, name: str, parent: str | None = None) -> Agent:
+        return Agent(name=name, parent=parent, epoch=tx.next_number(EPOCH), created_at=self.core.now())
 
     def _may_add(self, tx: Tx, who: Caller, old: Agent | None, grants: Grants) -> str | None:
         if who.role is not None:
@@ -100,7 +102,7 @@ class People:
         return parent.name
 
     async def rotate_agent(self, who: Caller, name: str) -> AgentView:
-        agent = await self._change_agent(who, name, "agent.rotated", lambda agent: agent.but(epoch=agent.epoch + 1))
+        agent = await self._change_agent(who, name, "agent.rotated", lambda tx, x: x.but(epoch=tx.next_number(EPOCH)))
         return agent_view(agent, token=self.core.mint.agent(agent.name, agent.epoch))
 
     async def agent_token(self, who: Caller, name: str) -> AgentView:
@@ -111,7 +113,7 @@ class People:
         def work(tx: Tx) -> Agent:
             agent = tx.get(Agent, name)
             if agent is None:
-                agent = Agent(name=name, grants=Grants(children=CHILDREN), created_at=self.core.now())
+                agent = self._new(tx, name).but(grants=Grants(children=CHILDREN))
                 tx.put(agent)
                 self.core.record(tx, "agent.added", who.who, facts={"agent": name, "on_the_fly": True})
             self.core.record(tx, "agent.token", who.who, facts={"agent": name})
@@ -123,15 +125,15 @@ class People:
     async def unbar_agent(self, who: Caller, name: str) -> AgentView:
         return agent_view(
             await self._change_agent(
-                who, name, "agent.unbarred", lambda agent: agent.but(barred_until=None, bar_reason="")
+                who, name, "agent.unbarred", lambda _, agent: agent.but(barred_until=None, bar_reason="")
             )
         )
 
-    async def _change_agent(self, who: Caller, name: str, what: str, change: Callable[[Agent], Agent]) -> Agent:
+    async def _change_agent(self, who: Caller, name: str, what: str, change: Callable[[Tx, Agent], Agent]) -> Agent:
         who.needs(Role.OPERATOR)
 
         def work(tx: Tx) -> Agent:
-            agent = change(_get_agent(tx, name))
+            agent = change(tx, _get_agent(tx, name))
             tx.put(agent)
             self.core.record(tx, what, who.who, facts={"agent": name})
             return agent
@@ -169,7 +171,8 @@ class People:
 
         def work(tx: Tx) -> Operator:
             old = tx.get(Operator, name)
-            operator = old.but(role=role) if old else Operator(name=name, role=role, created_at=self.core.now())
+            fresh = {"epoch": tx.next_number(EPOCH), "created_at": self.core.now()}
+            operator = old.but(role=role) if old else Operator.model_validate({"name": name, "role": role, **fresh})
             tx.put(operator)
             what = "operator.changed" if old else "operator.added"
             self.core.record(tx, what, who.who, facts={"operator": name, "role": role.value})
@@ -183,7 +186,7 @@ class People:
 
         def work(tx: Tx) -> Operator:
             operator = _get_operator(tx, name)
-            operator = operator.but(epoch=operator.epoch + 1)
+            operator = operator.but(epoch=tx.next_number(EPOCH))
             tx.put(operator)
             self.core.record(tx, "operator.rotated", who.who, facts={"operator": name})
             return operator

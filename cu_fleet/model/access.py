@@ -28,7 +28,7 @@ class Operator(Record):
 
     name: Name
     role: Role = Role.OPERATOR
-    epoch: int = 1  # raised by rotate: tokens of earlier epochs open nothing
+    epoch: int = 1  # `EPOCH` counts them for everybody: tokens of earlier ones open nothing, whoever has the name now
     created_at: float
 
 
@@ -56,11 +56,23 @@ class Agent(Record):
     bar_reason: str = ""
 
 
+EPOCH = "epoch"  # the store's counter
 FOREVER = 253402300799.0  # the last second of the year 9999: sorts, prints and stores like any other time
+
+
+_WILD = frozenset("*?[")
 
 
 def matches(patterns: tuple[str, ...], name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def covers(wider: str, pattern: str) -> bool:
+    """Whether all that the one pattern matches, the other does too; of those hard to compare only like is covered."""
+    start = wider.removesuffix("*")
+    if not _WILD & set(pattern):
+        return matches((wider,), pattern)
+    return wider == pattern or (start != wider and not _WILD & set(start) and pattern.startswith(start))
 
 
 def check_grants(agent: Agent, profile: str, desktop: str | None, resources: tuple[str, ...], held: int) -> None:
@@ -95,7 +107,7 @@ def check_within(parent: Grants, child: Grants) -> None:
     """A child may have no more than its parent: every pattern must be one the parent's patterns cover."""
     for kind in ("profiles", "desktops", "resources"):
         for pattern in getattr(child, kind):
-            if not matches(getattr(parent, kind), pattern):
+            if not any(covers(wider, pattern) for wider in getattr(parent, kind)):
                 raise DeniedError(
                     f"a child agent cannot be granted {kind[:-1]} {pattern!r}: its parent does not have it",
                     remedy="grant no more than the parent has",
