@@ -41,9 +41,7 @@ class Accessible:
         windows = await self._windows(who, lease_id)
         asked = {"window": window, "role": role, "text": text}
         told = await (await self.helpers.of(desktop)).call("ui", timeout=_WITHIN, focus=_focus(windows), **asked)
-        await self.core.note(
-            lambda tx: self.core.record(tx, "ui", who.who, lease=lease, facts=dict(asked), intent=intent)
-        )
+        await self.inside.looked("ui", who, lease, dict(asked), intent)
         return read(told, windows, lease, desktop)
 
     async def where(self, who: Caller, lease_id: str, ref: str) -> tuple[int, int]:

@@ -2,6 +2,9 @@
 
 All of it takes the same checks as an action, and is on record. `exec` is for operators: code inside a desktop is held
 by the desktop's walls, not by gates. An agent starts only what its profile lists.
+
+What was read is handed out only if the caller may still see it then, and what is sent is taken in only while it may
+still be sent: by then the desktop may be another's.
 """
 
 import time
@@ -13,6 +16,7 @@ from cu_fleet.controller.actor import Actors
 from cu_fleet.controller.core import Core, stale
 from cu_fleet.controller.helper import SOURCE, Helper
 from cu_fleet.controller.helpers import Helpers, cannot, exec_of
+from cu_fleet.controller.permit import allowed
 from cu_fleet.model.access import Caller, Role
 from cu_fleet.model.audit import redacted
 from cu_fleet.model.desktop import RUNNING, Desktop
@@ -39,7 +43,7 @@ class Inside:
         self, who: Caller, lease_id: str, path: str, data: AsyncIterator[bytes], mode: int, *, intent: str | None = None
     ) -> int:
         lease, desktop, files = await self._files(who, lease_id)
-        size = await files.put(desktop.handle, path, data, mode=mode)
+        size = await files.put(desktop.handle, path, self._while_allowed(who, lease_id, data), mode=mode)
         await self._record("file.put", who, lease, {"path": path, "bytes": size}, intent=intent)
         return size
 
@@ -50,12 +54,14 @@ class Inside:
         lease, desktop, files = await self._files(who, lease_id, look=True)
         chunks = files.get(desktop.handle, path)
         first = await anext(chunks, b"")
-        await self._record("file.get", who, lease, {"path": path}, intent=intent)
-        return _with_first(first, chunks)
+        await self.looked("file.get", who, lease, {"path": path}, intent)
+        return self._while_allowed(who, lease_id, _with_first(first, chunks), look=True)
 
     async def files(self, who: Caller, lease_id: str, path: str) -> list[FileInfo]:
         _, desktop, files = await self._files(who, lease_id, look=True)
-        return await self.core.bounded(files.listing(desktop.handle, path), "list files")
+        found = await self.core.bounded(files.listing(desktop.handle, path), "list files")
+        await self.acting.allowed(who, lease_id, look=True)
+        return found
 
     async def remove_file(self, who: Caller, lease_id: str, path: str) -> None:
         if not path.strip("/"):
@@ -71,12 +77,25 @@ class Inside:
             raise cannot(desktop, "files")
         return lease, desktop, files
 
+    async def _while_allowed(
+        self, who: Caller, lease_id: str, data: AsyncIterator[bytes], *, look: bool = False
+    ) -> AsyncIterator[bytes]:
+        """The data, until the caller may no more; asked once more at the end, when all of it has come."""
+        try:
+            async for chunk in data:
+                await self.acting.seats.of(who, lease_id, look=look)
+                yield chunk
+            await self.acting.allowed(who, lease_id, look=look)
+        finally:
+            if isinstance(data, AsyncGenerator):
+                await data.aclose()
+
     # the helper
 
     async def windows(self, who: Caller, lease_id: str, *, intent: str | None = None) -> list[dict[str, object]]:
         lease, desktop = await self.acting.allowed(who, lease_id, look=True)
         answer = await self._ask(desktop, "windows")
-        await self._record("windows", who, lease, {}, intent=intent)
+        await self.looked("windows", who, lease, {}, intent)
         windows = answer.get("windows")
         return windows if isinstance(windows, list) else []
 
@@ -102,7 +121,7 @@ class Inside:
         lease, desktop = await self.acting.allowed(who, lease_id, look=True)
         text = str((await self._ask(desktop, "clipboard_get")).get("text", ""))
         facts: dict[str, object] = {"text": redacted(text, self.core.redaction_key)}
-        await self._record("clipboard.get", who, lease, facts, intent=intent)
+        await self.looked("clipboard.get", who, lease, facts, intent)
         return text
 
     async def clipboard_set(self, who: Caller, lease_id: str, text: str, *, intent: str | None = None) -> None:
@@ -229,6 +248,17 @@ class Inside:
                 stage=desktop.stage.value,
             )
         return desktop
+
+    async def looked(
+        self, what: str, who: Caller, lease: Lease, facts: dict[str, object], intent: str | None = None
+    ) -> None:
+        """Written down, if the caller may still see what was read."""
+
+        def work(tx: Tx) -> None:
+            allowed(self.core, tx, who, lease.id, look=True)
+            self.core.record(tx, what, who.who, lease=lease, facts=facts, intent=intent)
+
+        await self.core.note(work)
 
     async def _record(
         self,
