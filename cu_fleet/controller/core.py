@@ -90,13 +90,20 @@ class Core:
 
         try:
             result = await self.store.transact(both)
+        except asyncio.CancelledError:
+            self._tell(touched)  # it may have landed
+            raise
         finally:
-            self.changes += 1  # even if it was cancelled: it may have landed
-        for desktop in touched:
-            self.poke(desktop)
+            self.changes += 1
+        self._tell(touched)
+        return result
+
+    def _tell(self, touched: set[str]) -> None:
+        if not self.closing:
+            for desktop in touched:
+                self.poke(desktop)
         self.turned.ring()
         self.bell.ring()
-        return result
 
     def touch(self, desktop: str) -> None:
         """Within a change: this desktop will have something to do once the change is written."""

@@ -4,7 +4,9 @@ The order in which things end is what makes a revoke final: first the fence (no 
 written down (the token only hears why), then keys and buttons lifted; the keeper rolls the desktop back.
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from cu_fleet.controller.actor import Actor, Actors
 from cu_fleet.controller.core import Core
@@ -52,8 +54,9 @@ class Ending:
             if lease.desktop:
                 self._hand_back(tx, lease, state, snapshot, by)
 
-        await self.write(before, work)
-        await self.let_go(before)
+        async with self.whole(before):
+            await self.write(before, work)
+            await self.let_go(before)
 
     def _bar(self, tx: Tx, lease: Lease, bar: float, reason: str, by: str) -> None:
         agent = tx.get(Agent, lease.agent)
@@ -101,9 +104,19 @@ class Ending:
         """Write the change down; if that cannot be, the fence goes back to what is written."""
         try:
             await self.core.change(work)
-        except BaseException:
+        except Exception:
             if lease.desktop and lease.control is Control.AGENT:
                 self.actors.of(lease.desktop).open()
+            raise
+
+    @asynccontextmanager
+    async def whole(self, lease: Lease) -> AsyncIterator[None]:
+        """Cancelled in here, nothing stays down, and the fence is as what is written has it: that may have landed."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self.core.closing:
+                await self.let_go(lease)
             raise
 
     async def lift(self, lease: Lease, actor: Actor) -> None:
@@ -120,6 +133,11 @@ class Ending:
         actor = self.actors.of(lease.desktop)
         async with actor.turn:
             await self.lift(lease, actor)
-            desktop = await self.core.read(lambda tx: tx.get(Desktop, lease.desktop or ""))
-            if desktop and desktop.stage in (Stage.READY, Stage.HELD):
-                actor.open()  # it keeps its state and may serve the next one
+            if await self.core.read(lambda tx: self._may_serve(tx, lease)):
+                actor.open()  # whoever acts now is checked against what is written
+
+    def _may_serve(self, tx: Tx, lease: Lease) -> bool:
+        """Whether the desktop keeps its state, and somebody may act on it."""
+        desktop, now = tx.get(Desktop, lease.desktop or ""), self.core.get_lease(tx, lease.id)
+        paused = now.live and now.control is Control.PAUSED
+        return desktop is not None and desktop.stage in (Stage.READY, Stage.HELD) and not paused

@@ -46,22 +46,14 @@ class Supervising:
             what = "lease.taken" if control is Control.HUMAN else "lease.paused"
             self.core.record(tx, what, who.who, lease=lease, facts={"reason": reason})
 
-        await self.ending.write(before, work)
-        if before.desktop:
-            actor = self.actors.of(before.desktop)
-            async with actor.turn:
-                await self.ending.lift(before, actor)
-                if control is Control.HUMAN:
-                    actor.open()  # who may act is checked for each action: now only that person
+        async with self.ending.whole(before):
+            await self.ending.write(before, work)
+            await self.ending.let_go(before)  # a person may act from now on
         return await self.leasing.lease(who, lease_id)
 
     async def resume(self, who: Caller, lease_id: str) -> LeaseView:
         before = await self.core.read(lambda tx: self._supervised(tx, who, lease_id))
         _must_be_active(before)
-        if before.desktop and before.control is Control.HUMAN:
-            self.ending.fence(before, ConflictError("control goes back to the agent", code="resumed"))
-            async with self.actors.of(before.desktop).turn:
-                await self.ending.lift(before, self.actors.of(before.desktop))
 
         def work(tx: Tx) -> None:
             lease = self._supervised(tx, who, lease_id)
@@ -71,9 +63,14 @@ class Supervising:
                 tx.put(lease)
                 self.core.record(tx, "lease.resumed", who.who, lease=lease)
 
-        await self.core.change(work)
-        if before.desktop:
-            self.actors.of(before.desktop).open()
+        async with self.ending.whole(before):
+            if before.desktop and before.control is Control.HUMAN:
+                self.ending.fence(before, ConflictError("control goes back to the agent", code="resumed"))
+                async with self.actors.of(before.desktop).turn:
+                    await self.ending.lift(before, self.actors.of(before.desktop))
+            await self.core.change(work)
+            if before.desktop:
+                self.actors.of(before.desktop).open()
         return await self.leasing.lease(who, lease_id)
 
     async def revoke(
@@ -103,8 +100,9 @@ class Supervising:
         def work(tx: Tx) -> None:
             new_lease[:] = [self._hand_over(tx, who, lease_id, to, clean, why, ttl)]
 
-        await self.ending.write(before, work)
-        await self.ending.let_go(before)
+        async with self.ending.whole(before):
+            await self.ending.write(before, work)
+            await self.ending.let_go(before)
         return await self.leasing.lease(who, new_lease[0], hold=self.core.settings.start_timeout, unlike="waiting")
 
     def _hand_over(self, tx: Tx, who: Caller, lease_id: str, to: str, clean: bool, why: str, ttl: float | None) -> str:

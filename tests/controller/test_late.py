@@ -1,0 +1,120 @@
+"""What comes too late, or is cut off: nobody is told of a desktop that is no longer theirs, and nothing stays down."""
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+
+import pytest
+
+from cu_fleet.backends.memory_inside import Call
+from cu_fleet.model.access import Caller
+from cu_fleet.model.action import parse_actions
+from tests.controller.fleet import ANA, Fleet, running
+from tests.support import run, until
+
+
+class Within:
+    """The helper in every desktop: it keeps account of its buttons, and answers when it may."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.down: set[str] = set()
+        self.asked: list[str] = []
+        self.answers = asyncio.Event()
+        self.answers.set()
+        fleet.backend.commands["python3"] = self.serve
+
+    async def serve(self, call: Call) -> int:
+        while line := await call.read():
+            asked = json.loads(line)
+            self.asked.append(asked["do"])
+            await self.answers.wait()
+            match asked["do"]:
+                case "button":
+                    (self.down.add if asked["down"] else self.down.discard)(asked["name"])
+                case "lift":
+                    self.down.clear()
+            answer = {"id": asked["id"], "ok": {"text": "whose it is now", "windows": []}}
+            await call.out(json.dumps(answer).encode() + b"\n")
+        return 0
+
+
+async def caller_of(fleet: Fleet, lease: str) -> Caller:
+    return await fleet.controller.caller(fleet.lease_token(lease))
+
+
+async def _revoke(fleet: Fleet, lease: str) -> None:
+    await fleet.controller.revoke(ANA, lease)
+
+
+async def _pause(fleet: Fleet, lease: str) -> None:
+    await fleet.controller.pause(ANA, lease)
+
+
+async def _take(fleet: Fleet, lease: str) -> None:
+    await fleet.controller.take(ANA, lease)
+
+
+async def _release(fleet: Fleet, lease: str) -> None:
+    await fleet.controller.release(ANA, lease)
+
+
+async def _reassign(fleet: Fleet, lease: str) -> None:
+    await fleet.controller.reassign(ANA, lease, to="b", clean=False)
+
+
+@pytest.mark.parametrize("name", [None, "finance"])
+@pytest.mark.parametrize("end", [_revoke, _pause, _take, _release, _reassign])
+def test_a_button_held_from_inside_is_lifted_when_control_ends(
+    tmp_path: Path, end: Callable[[Fleet, str], Coroutine[None, None, None]], name: str | None
+) -> None:
+    async def body() -> None:
+        async with running(tmp_path) as fleet:
+            within = Within(fleet)
+            lease = await fleet.granted("a", desktop=name)
+            held = parse_actions(
+                [{"type": "press", "x": 5, "y": 5, "button": button} for button in ("back", "forward")]
+            )
+            await fleet.controller.act(await caller_of(fleet, lease.lease), lease.lease, held)
+            assert within.down == {"back", "forward"}
+            await end(fleet, lease.lease)
+            assert not within.down
+            assert "lift" in within.asked
+
+    run(body())
+
+
+@pytest.mark.parametrize("end", [_revoke, _release, _pause, _reassign])
+@pytest.mark.parametrize("name", [None, "finance"])
+def test_an_end_that_is_cancelled_once_it_is_written_down_is_finished(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    end: Callable[[Fleet, str], Coroutine[None, None, None]],
+    name: str | None,
+) -> None:
+    async def body() -> None:
+        async with running(tmp_path) as fleet:
+            lease = await fleet.granted("a", desktop=name)
+            actions = parse_actions([{"type": "key_down", "key": "a"}])
+            await fleet.controller.act(await caller_of(fleet, lease.lease), lease.lease, actions)
+            desktop = fleet.backend.desktop(lease.desktop or "")
+            store, honest = fleet.controller.core.store, fleet.controller.core.store.transact
+
+            async def cancelled(work: object, **more: object) -> object:
+                result = await honest(work, **more)  # type: ignore[arg-type, var-annotated]
+                if (await honest(lambda tx: fleet.controller.core.get_lease(tx, lease.lease))) != before:
+                    monkeypatch.undo()
+                    ending.cancel()
+                    await asyncio.sleep(0)
+                return result
+
+            before = await honest(lambda tx: fleet.controller.core.get_lease(tx, lease.lease))
+            monkeypatch.setattr(store, "transact", cancelled)
+            ending = asyncio.create_task(end(fleet, lease.lease), name="test: end")
+            with pytest.raises(asyncio.CancelledError):
+                await ending
+            await until(lambda: desktop.events[-1] == ("key", ord("a"), False))
+            await fleet.settled()
+            await fleet.check()
+
+    run(body())
