@@ -17,7 +17,16 @@ from cu_fleet.client.http import Wire, chunks, read, v1
 from cu_fleet.client.lease import Errands
 from cu_fleet.mcp.answers import Answer, code_of, refused, said, words_of
 from cu_fleet.model.access import CHILDREN
-from cu_fleet.model.errors import BrokenError, DeniedError, FleetError, LeaseOverError, LeasePausedError, TooLongError
+from cu_fleet.model.errors import (
+    BrokenError,
+    ConflictError,
+    DeniedError,
+    FleetError,
+    LeaseOverError,
+    LeasePausedError,
+    TooLongError,
+    UnavailableError,
+)
 from cu_fleet.model.view import AgentView, LeaseView
 
 TTL = 300.0  # seconds; renewed while this process lives, and soon over should it be killed
@@ -56,7 +65,10 @@ class Way:
         async with self.wire.stream("POST", "/mcp", body=message, **more) as answer:
             data = b"".join([chunk async for chunk in chunks(self.wire, answer)])
         try:
-            return dict(json.loads(data)["result"])
+            said = json.loads(data)
+            if "error" in said:
+                raise UnavailableError(str(said["error"]["message"]), code="refused")
+            return dict(said["result"])
         except (ValueError, KeyError, TypeError):
             shown = data[:200].decode("utf-8", "replace")
             raise BrokenError(f"the controller refused {method}: {shown}", code="not_understood") from None
@@ -66,7 +78,11 @@ class Way:
         yield None
         for number in range(2, CHILDREN + 2):
             child = {"agent": f"{self.agent}-{number}", "profiles": [profile]}
-            yield read(AgentView, (await self.wire.call("POST", "/v1/agents", body=child)).json()).token
+            try:
+                added = await self.wire.call("POST", "/v1/agents", body=child)
+            except ConflictError:
+                continue  # somebody else is called that
+            yield read(AgentView, added.json()).token
 
     async def close(self) -> None:
         await self.errands.close()
@@ -158,8 +174,9 @@ class Desk:
             return lease
 
     async def _asked(self) -> LeaseView:
-        """Put down a request. If whoever asks is gone before the answer comes, `close` still waits for it."""
-        self._asking = asyncio.create_task(self._ask(), name="ask for a lease")
+        """Put down a request, once. Should its asker go before the answer comes, the next call or `close` has it."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask(), name="ask for a lease")
         return await asyncio.shield(self._asking)
 
     async def _ask(self) -> LeaseView:

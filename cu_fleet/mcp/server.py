@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
-from mcp_types import CallToolRequestParams, ListToolsResult, PaginatedRequestParams
+from mcp.shared.exceptions import MCPError
+from mcp_types import INVALID_PARAMS, CallToolRequestParams, ListToolsResult, PaginatedRequestParams
 from starlette.requests import Request
 from starlette.types import Scope
 
@@ -30,7 +31,10 @@ def leased(fleet: "Controller") -> Server[Any]:
         scope = _scope(context)
         who = scope[CALLER]
         known = who if isinstance(who, Caller) else None
-        return ListToolsResult(tools=tools.offered(await fleet.offer(known, scope[PROFILE])))
+        try:
+            return ListToolsResult(tools=tools.offered(await fleet.offer(known, scope[PROFILE])))
+        except FleetError as error:
+            raise MCPError(INVALID_PARAMS, str(error)) from None
 
     async def call(context: ServerRequestContext[Any, Any], asked: CallToolRequestParams) -> Answer:
         try:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cu_fleet.mcp.desk import Desk, Way
+from cu_fleet.model.access import Grants
 from cu_fleet.model.errors import DeniedError, FleetError
 from tests.api.door import Door
 from tests.controller.fleet import ANA
@@ -258,3 +259,62 @@ def test_a_controller_that_stops_in_the_middle_of_a_call_is_told_in_words(tmp_pa
         await way.close()
 
     run(body())
+
+
+def test_a_name_that_somebody_else_has_is_passed_over(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with house(tmp_path) as door:
+            await door.fleet.controller.add_agent(ANA, "a-2", Grants())
+            async with desk(door) as one, desk(door) as two:
+                await one.call("click", CLICK)
+                assert text(await two.call("click", CLICK)) == "Done."
+                assert await _leases(door) == [("a", "active"), ("a-3", "active")]
+
+    run(body())
+
+
+def test_a_call_given_up_while_it_asks_for_the_lease_does_not_make_the_next_ask_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        async with house(tmp_path) as door, desk(door) as one:
+            wire, honest = one._way.wire, one._way.wire.call  # noqa: SLF001
+            asked: list[str] = []
+            answers = asyncio.Event()
+
+            async def slow(method: str, path: str, **more: Any) -> Any:
+                answer = await honest(method, path, **more)
+                if path == "/v1/leases":
+                    asked.append(path)
+                    await answers.wait()
+                return answer
+
+            monkeypatch.setattr(wire, "call", slow)
+            given_up = asyncio.create_task(one.call("click", CLICK), name="test: given up")
+            await until(lambda: asked)
+            given_up.cancel()
+            await asyncio.wait({given_up})
+            again = asyncio.create_task(one.call("click", CLICK), name="test: again")
+            await asyncio.sleep(0)
+            answers.set()
+            assert text(await again) == "Done."
+            assert await _leases(door) == [("a", "active")]
+
+    run(body())
+
+
+def test_a_profile_that_is_not_there_is_named_when_tools_are_listed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body() -> None:
+        async with house(tmp_path) as door:
+            way = await Way.open(None, None, door.fleet.home, "a")
+            try:
+                with pytest.raises(FleetError) as refused:
+                    await Desk(way, "nosuch").listing()
+            finally:
+                await way.close()
+            assert refused.value.what.startswith('there is no profile "nosuch"; there are: local')
+
+    run(body())
+    assert not [x for x in caplog.records if x.exc_info], "nobody else's mistake fills the log"
