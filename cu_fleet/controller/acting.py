@@ -60,7 +60,7 @@ class Acting:
         async with actor.turn:
             if request_id and (answer := actor.answers.get((lease_id, request_id))):
                 return answer
-            screen = await self._screen(actor, desktop)
+            screen = await self._screen(actor, who, lease, desktop)
             visit = Visit(who, lease, desktop, screen, intent, frame, acted=bool(actions))
             if any(geometry.placed(action) for action in actions):
                 self.looking.check_geometry(visit, geometry)
@@ -88,10 +88,10 @@ class Acting:
         settled = None
         if shot.settle_ms:
             async with actor.turn:
-                screen = await self._screen(actor, desktop)
+                screen = await self._screen(actor, who, lease, desktop, look=True)
             settled = await self._rested(Visit(who, lease, desktop, screen), shot)
         async with actor.turn:
-            screen = await self._screen(actor, desktop)
+            screen = await self._screen(actor, who, lease, desktop, look=True)
             return await self.looking.look(Visit(who, lease, desktop, screen, intent), shot, settled)
 
     async def interrupted(self) -> None:
@@ -101,10 +101,14 @@ class Acting:
     async def allowed(self, who: Caller, lease_id: str, *, look: bool = False) -> tuple[Lease, Desktop]:
         return await self.core.read(lambda tx: allowed(self.core, tx, who, lease_id, look=look))
 
-    async def _screen(self, actor: Actor, desktop: Desktop) -> Screen:
+    async def _screen(self, actor: Actor, who: Caller, lease: Lease, desktop: Desktop, *, look: bool = False) -> Screen:
         if actor.screen:
             return actor.screen
-        return await actor.connect(desktop, await self.core.endpoint(desktop), self.core.settings.backend_timeout)
+        try:
+            return await actor.connect(desktop, await self.core.endpoint(desktop), self.core.settings.backend_timeout)
+        except FleetError:
+            await self.allowed(who, lease.id, look=look)  # the screen went with the lease: then that is why
+            raise
 
     async def _batch(self, actor: Actor, batch: Batch, actions: Sequence[Action]) -> None:
         """Do them in order, until one is refused or fails; what became of each is in `batch.done`."""
@@ -164,6 +168,9 @@ class Acting:
             await visit.screen.wait_stable(quiet, timeout, self.looking.shown_area(visit, shot))
         except TooLongError:
             return False
+        except FleetError:
+            await self.allowed(visit.who, visit.lease.id, look=True)
+            raise
         return True
 
 

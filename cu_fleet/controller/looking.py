@@ -139,8 +139,10 @@ class Looking:
             shown = known.shown.model_copy(update={"age": age, "settled": settled, "data": data, "unchanged": not data})
             await self.core.note(lambda tx: self._note(tx, visit, shot, began, shown))
         except FleetError as e:
-            await self._note_refusal(visit, shot, began, e)
-            raise
+            why = await self._note_refusal(visit, shot, began, e)
+            if why is e:
+                raise
+            raise why from e
         self._remember(visit.lease.id, known)
         if visit.kept:
             visit.kept = []
@@ -254,11 +256,22 @@ class Looking:
         facts |= {"not_kept": visit.not_kept} if visit.not_kept else {}
         self._record(tx, visit, shot, began, "ok", tuple(dict.fromkeys((shown.sha256, *kept))), facts)
 
-    async def _note_refusal(self, visit: Visit, shot: Shot, began: float, error: FleetError) -> None:
-        facts: dict[str, object] = {
-            key: error.facts[key] for key in ("colour", "width", "height") if key in error.facts
-        }
-        await self.core.note(lambda tx: self._record(tx, visit, shot, began, error.code, (), facts))
+    async def _note_refusal(self, visit: Visit, shot: Shot, began: float, error: FleetError) -> FleetError:
+        """Why there is no picture: whoever may not look (any more) hears that, and nothing of the screen."""
+
+        def work(tx: Tx) -> FleetError:
+            why = error
+            try:
+                allowed(self.core, tx, visit.who, visit.lease.id, look=True, generation=visit.desktop.generation)
+            except FleetError as refusal:
+                why = refusal
+            facts: dict[str, object] = {
+                key: why.facts[key] for key in ("colour", "width", "height") if key in why.facts
+            }
+            self._record(tx, visit, shot, began, why.code, (), facts)
+            return why
+
+        return await self.core.note(work)
 
     def _record(
         self,

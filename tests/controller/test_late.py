@@ -10,6 +10,9 @@ import pytest
 from cu_fleet.backends.memory_inside import Call
 from cu_fleet.model.access import Caller
 from cu_fleet.model.action import parse_actions
+from cu_fleet.model.errors import FleetError
+from cu_fleet.model.lease import LeaseState
+from cu_fleet.model.request import Shot
 from tests.controller.fleet import ANA, Fleet, running
 from tests.support import run, until
 
@@ -116,5 +119,49 @@ def test_an_end_that_is_cancelled_once_it_is_written_down_is_finished(
             await until(lambda: desktop.events[-1] == ("key", ord("a"), False))
             await fleet.settled()
             await fleet.check()
+
+    run(body())
+
+
+def test_a_look_that_waits_for_rest_hears_why_its_lease_is_over(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with running(tmp_path) as fleet:
+            lease = await fleet.granted("a")
+            who = await caller_of(fleet, lease.lease)
+            shot = Shot(settle_ms=5000, settle_timeout_ms=20_000)
+            looking = asyncio.create_task(fleet.controller.screenshot(who, lease.lease, shot), name="test: look")
+            screen = fleet.controller.actors.of(lease.desktop or "").screen
+            assert screen
+            await until(lambda: screen._asking._watches)
+            await fleet.controller.revoke(ANA, lease.lease, reason="enough")
+            with pytest.raises(FleetError) as refused:
+                await looking
+            assert refused.value.code == "lease_revoked"
+
+    run(body())
+
+
+def test_a_look_at_a_blank_screen_that_is_no_longer_theirs_tells_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        async with running(tmp_path) as fleet:
+            lease = await fleet.granted("a", desktop="finance")
+            who = await caller_of(fleet, lease.lease)
+            await fleet.controller.screenshot(who, lease.lease, Shot())
+            actor = fleet.controller.actors.of(lease.desktop or "")
+            async with actor.turn:
+                looking = asyncio.create_task(fleet.controller.screenshot(who, lease.lease, Shot()), name="test: look")
+                await asyncio.sleep(0)
+                ending = asyncio.create_task(fleet.controller.release(ANA, lease.lease), name="test: release")
+                await fleet.reached(lease.lease, LeaseState.RELEASED)
+                monkeypatch.setattr("cu_fleet.controller.looking.looks_blank", lambda frame: True)
+            with pytest.raises(FleetError) as refused:
+                await looking
+            await ending
+            assert refused.value.code == "lease_released"
+            looks = await fleet.controller.audit(ANA, what="look")
+            assert looks[-1].result == "lease_released"
+            assert "colour" not in looks[-1].facts
 
     run(body())
