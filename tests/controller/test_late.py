@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from cu_fleet.model.action import parse_actions
 from cu_fleet.model.errors import FleetError
 from cu_fleet.model.lease import LeaseState
 from cu_fleet.model.request import Shot
+from cu_fleet.rfb.screen import Screen
 from tests.controller.fleet import ANA, Fleet, running
 from tests.support import run, until
 
@@ -123,16 +125,23 @@ def test_an_end_that_is_cancelled_once_it_is_written_down_is_finished(
     run(body())
 
 
-def test_a_look_that_waits_for_rest_hears_why_its_lease_is_over(tmp_path: Path) -> None:
+def test_a_look_that_waits_for_rest_hears_why_its_lease_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def body() -> None:
         async with running(tmp_path) as fleet:
             lease = await fleet.granted("a")
             who = await caller_of(fleet, lease.lease)
             shot = Shot(settle_ms=5000, settle_timeout_ms=20_000)
+            begun, honest = asyncio.Event(), Screen.wait_stable
+
+            async def waiting(self: Screen, *what: Any) -> None:
+                begun.set()
+                await honest(self, *what)
+
+            monkeypatch.setattr(Screen, "wait_stable", waiting)
             looking = asyncio.create_task(fleet.controller.screenshot(who, lease.lease, shot), name="test: look")
-            screen = fleet.controller.actors.of(lease.desktop or "").screen
-            assert screen
-            await until(lambda: screen._asking._watches)
+            await begun.wait()
             await fleet.controller.revoke(ANA, lease.lease, reason="enough")
             with pytest.raises(FleetError) as refused:
                 await looking
