@@ -14,6 +14,7 @@ import logging
 import os
 from pathlib import Path
 
+from cu_fleet.backends.base import Freeze
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.ending import Ending
 from cu_fleet.model.desktop import RUNNING, Desktop, Event, Stage, moved
@@ -85,9 +86,16 @@ class Bounding:
         actor = self.ending.actors.of(desktop.id)
         async with actor.turn:
             now = await self.core.read(lambda tx: self.core.get_desktop(tx, desktop.id))
-            if freeze and now.frozen and now.stage in RUNNING and not desktop.frozen:
-                await actor.let_go()
-                await self.core.bounded(freeze.freeze(now.handle), "freeze")
+            if freeze and now.frozen and now.stage in RUNNING:
+                if not desktop.frozen:
+                    await actor.let_go()
+                await self._freeze(freeze, now)  # anew, if it goes on writing though it should stand still
+
+    async def _freeze(self, freeze: Freeze, desktop: Desktop) -> None:
+        try:
+            await self.core.bounded(freeze.freeze(desktop.handle), "freeze")
+        except FleetError as e:
+            log.warning("desktop %s could not be frozen, which will be tried again: %s", desktop.id, e)
 
     def _write(self, tx: Tx, desktop: Desktop, why: str) -> Lease | None:
         """The lease that is paused by it, if there is one that an agent controls."""

@@ -7,7 +7,7 @@ import pytest
 from cu_fleet.backends.memory_inside import MemoryFile
 from cu_fleet.controller import bounding
 from cu_fleet.model.action import parse_actions
-from cu_fleet.model.errors import LeasePausedError
+from cu_fleet.model.errors import LeasePausedError, UnavailableError
 from cu_fleet.model.view import LeaseView
 from tests.controller.fleet import ANA, Fleet, profile, running
 from tests.support import run, until
@@ -120,5 +120,36 @@ def test_when_hardly_any_room_is_left_who_has_written_most_is_stopped(
             found = await paused(fleet, lease)
             assert "only 100 MB are left of the disk, and it has written most, 2 MB" in found.reason
             assert (await fleet.controller.lease(ANA, other.lease)).control == "agent"
+
+    run(body())
+
+
+def test_a_desktop_that_could_not_be_frozen_is_frozen_at_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        async with running(tmp_path, SMALL) as fleet:
+            lease = await fleet.granted("a")
+            ability = fleet.backend.abilities.freeze
+            assert ability
+            honest, failed = ability.freeze, []
+
+            async def fails_once(handle: object) -> None:
+                if not failed:
+                    failed.append(handle)
+                    raise UnavailableError("not now")
+                await honest(handle)  # type: ignore[arg-type]
+
+            monkeypatch.setattr(ability, "freeze", fails_once)
+            desktop = fleet.backend.desktop(lease.desktop or "")
+            write(fleet, lease)
+
+            async def still() -> bool:
+                await look(fleet)
+                return not desktop.gate.is_open
+
+            await until(still)
+            whats = [entry.what for entry in await fleet.controller.audit(ANA)]
+            assert whats.count("desktop.over_limit") == 1
 
     run(body())
