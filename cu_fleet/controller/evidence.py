@@ -38,15 +38,30 @@ class Evidence:
             return
         facts: dict[str, object] = {}
         frames: list[Kept] = []
+        missing: list[str] = []
+
+        async def last_frame() -> None:
+            if lease.state is LeaseState.REVOKED and self.core.settings.evidence:
+                frames.append(await self._last_frame(desktop, lease, actor))
+
+        async def artifacts() -> None:
+            facts.update(await self._artifacts(desktop, lease))
+
+        async def snapshots() -> None:
+            facts.update(await self._snapshots(desktop))
+
         try:
             async with asyncio.timeout(2 * self.core.settings.backend_timeout):
-                if lease.state is LeaseState.REVOKED and self.core.settings.evidence:
-                    frames = [await self._last_frame(desktop, lease, actor)]
-                facts |= await self._artifacts(desktop, lease)
-                facts |= await self._snapshots(desktop)
-        except (FleetError, OSError, TimeoutError) as e:
-            facts["not_kept"] = f"{type(e).__name__}: {e}"
-            log.warning("desktop %s: not all evidence could be kept: %s", desktop.id, e)
+                for keep in (last_frame, artifacts, snapshots):
+                    try:
+                        await keep()
+                    except (FleetError, OSError) as e:  # which stops nothing else from being kept
+                        missing.append(f"{type(e).__name__}: {e}")
+        except TimeoutError:
+            missing.append("it took too long")
+        if missing:
+            facts["not_kept"] = "; ".join(missing)
+            log.warning("desktop %s: not all evidence could be kept: %s", desktop.id, facts["not_kept"])
         if frames or facts:
             await self.core.note(
                 lambda tx: self.core.record(

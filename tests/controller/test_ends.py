@@ -8,6 +8,7 @@ import pytest
 
 from cu_fleet.backends.base import Spec
 from cu_fleet.backends.memory_inside import MemoryDesktop, MemoryFile
+from cu_fleet.controller.evidence import Evidence
 from cu_fleet.model.access import Caller, Grants
 from cu_fleet.model.action import parse_actions
 from cu_fleet.model.desktop import Handle
@@ -415,5 +416,29 @@ def test_a_lease_that_ends_while_its_desktop_is_restored_leaves_a_clean_one(tmp_
             assert again.desktop == lease.desktop
             assert not fleet.backend.desktop(again.desktop or "").files
             assert not fleet.backend.desktop(again.desktop or "").slot
+
+    run(body())
+
+
+def test_what_a_frozen_desktop_leaves_is_kept_though_its_screen_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_picture(*what: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(Evidence, "_last_frame", no_picture)
+
+    async def body() -> None:
+        async with running(tmp_path) as fleet:
+            lease = await fleet.granted("a")
+            desktop = fleet.backend.desktop(lease.desktop or "")
+            desktop.slot["out/report"] = MemoryFile(b"report")
+            await fleet.controller.freeze(ANA, lease.lease)
+            await fleet.controller.revoke(ANA, lease.lease, snapshot=True)
+            await fleet.settled()
+            assert (tmp_path / "artifacts" / lease.lease / "out" / "report").read_bytes() == b"report"
+            assert [x.purpose for x in await fleet.controller.snapshots(ANA, None)] == ["evidence"]
+            (entry,) = await fleet.controller.audit(ANA, what="lease.evidence")
+            assert str(entry.facts["not_kept"]).startswith("TimeoutError")
 
     run(body())
