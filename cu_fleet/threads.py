@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, ParamSpec, TypeVar
 
 T = TypeVar("T")
@@ -88,23 +88,32 @@ class Threads:
     def __init__(self, name: str, most: int) -> None:
         self._name, self._most, self._count = name, most, 0
         self._queue: SimpleQueue[Job[Any] | None] = SimpleQueue()
+        self._idle = threading.Semaphore(0)  # as many as wait for work
         self.close = weakref.finalize(self, self._queue.put, None)  # what was given before is still done
 
     def give(self, work: Callable[[], T]) -> Job[T]:
-        if self._count == 0 or (self._count < self._most and not self._queue.empty()):
-            name = f"{self._name}-{self._count}"
-            threading.Thread(target=_serve, args=(self._queue,), name=name, daemon=True).start()
-            self._count += 1
         job = Job(work)
         self._queue.put(job)
+        if not self._idle.acquire(blocking=False) and self._count < self._most:
+            name = f"{self._name}-{self._count}"
+            threading.Thread(target=_serve, args=(self._queue, self._idle), name=name, daemon=True).start()
+            self._count += 1
         return job
 
 
-def _serve(queue: "SimpleQueue[Job[Any] | None]") -> None:
-    while job := queue.get():
+def _serve(queue: "SimpleQueue[Job[Any] | None]", idle: threading.Semaphore) -> None:
+    while job := _next(queue, idle):
         job.do()
         del job  # what it holds is not kept until the next comes
     queue.put(None)
+
+
+def _next(queue: "SimpleQueue[Job[Any] | None]", idle: threading.Semaphore) -> Job[Any] | None:
+    try:
+        return queue.get_nowait()
+    except Empty:
+        idle.release()
+        return queue.get()
 
 
 _WORKERS = Threads("worker", 4 + (os.cpu_count() or 1))

@@ -48,6 +48,23 @@ def test_several_threads_work_at_once_and_no_more_than_allowed() -> None:
     run(body())
 
 
+def test_nothing_waits_for_one_thread_that_is_busy_while_another_may_be_made() -> None:
+    async def body() -> None:
+        threads, begun, go = Threads("pair", most=2), threading.Event(), threading.Event()
+
+        def busy() -> bool:
+            begun.set()
+            return go.wait(10)
+
+        first = asyncio.create_task(threads.give(busy).settled())
+        await until(begun.is_set)
+        await threads.give(go.set).settled()
+        assert await first
+        threads.close()
+
+    run(body())
+
+
 def test_cancelled_before_it_began_nothing_is_done() -> None:
     async def body() -> None:
         line, go, done = Threads("line", most=1), threading.Event(), list[str]()
