@@ -17,7 +17,7 @@ from cu_fleet.backends.base import Endpoint
 from cu_fleet.model.action import Action
 from cu_fleet.model.desktop import Desktop
 from cu_fleet.model.errors import FleetError, TooLongError, UnavailableError
-from cu_fleet.model.request import Acted
+from cu_fleet.model.request import Acted, Done
 from cu_fleet.rfb.canvas import Rect
 from cu_fleet.rfb.fingers import Extra
 from cu_fleet.rfb.hands import Hands
@@ -42,6 +42,8 @@ class Beside(Protocol):
 
 _GROWN = 4  # times as many pixels as its profile says may a desktop's screen get
 _REMEMBERED = 64  # answers kept for callers who ask again with the same request id
+_PICTURES = 32 << 20  # bytes of their pictures; the oldest go first
+_NO_PICTURE = Done(ok=False, code="not_kept", detail="the picture of this answer is not kept any more; look again")
 
 
 class Actor:
@@ -182,6 +184,14 @@ class Actor:
             self.answers[lease, request_id] = answer
             while len(self.answers) > _REMEMBERED:
                 self.answers.popitem(last=False)
+            self._drop_pictures()
+
+    def _drop_pictures(self) -> None:
+        room = _PICTURES
+        for key, answer in reversed(list(self.answers.items())):
+            room -= len(answer.screenshot.data) if answer.screenshot else 0
+            if room < 0 and answer.screenshot:
+                self.answers[key] = answer.model_copy(update={"screenshot": None, "not_shown": _NO_PICTURE})
 
     def _lost(self, screen: Screen) -> None:
         if self._screen is screen:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cu_fleet.controller import actor
 from cu_fleet.controller.batch import Batch
 from cu_fleet.model.errors import FleetError, TooLongError
 from tests.controller.fleet import ANA, profile
@@ -115,5 +116,25 @@ def test_a_batch_of_a_kept_profile_that_fails_keeps_what_it_left(tmp_path: Path)
             await seat.act(A, NEVER)
             entries = await seat.entries("act.done")
             assert [len(entry.frames) for entry in entries] == [1, 2, 1], "one where before and after are one picture"
+
+    run(body())
+
+
+def test_answers_kept_for_those_who_ask_again_lose_their_pictures_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        async with seated(tmp_path) as seat:
+            first = await seat.act(A, shot={"allow_blank": True}, request_id="first")
+            assert first.screenshot
+            assert await seat.act(A, shot={"allow_blank": True}, request_id="first") == first
+            monkeypatch.setattr(actor, "_PICTURES", len(first.screenshot.data) * 3 // 2)
+            second = await seat.act(A, shot={"allow_blank": True}, request_id="second")
+            again = await seat.act(A, shot={"allow_blank": True}, request_id="first")
+            assert (again.done, again.screenshot) == (first.done, None)
+            assert again.not_shown
+            assert again.not_shown.code == "not_kept"
+            assert await seat.act(A, shot={"allow_blank": True}, request_id="second") == second
+            assert len(await seat.entries("act")) == 2, "nothing is done again"
 
     run(body())
