@@ -105,7 +105,7 @@ class Ending:
         try:
             await self.core.change(work)
         except Exception:
-            if lease.desktop and lease.control is Control.AGENT:
+            if lease.desktop and lease.control is not Control.PAUSED:
                 self.actors.of(lease.desktop).open()
             raise
 

@@ -68,7 +68,7 @@ class Supervising:
                 self.ending.fence(before, ConflictError("control goes back to the agent", code="resumed"))
                 async with self.actors.of(before.desktop).turn:
                     await self.ending.lift(before, self.actors.of(before.desktop))
-            await self.core.change(work)
+            await self.ending.write(before, work)
             if before.desktop:
                 self.actors.of(before.desktop).open()
         return await self.leasing.lease(who, lease_id)

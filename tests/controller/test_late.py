@@ -11,7 +11,7 @@ import pytest
 from cu_fleet.backends.memory_inside import Call
 from cu_fleet.model.access import Caller
 from cu_fleet.model.action import parse_actions
-from cu_fleet.model.errors import FleetError
+from cu_fleet.model.errors import FleetError, UnavailableError
 from cu_fleet.model.lease import LeaseState
 from cu_fleet.model.request import Shot
 from cu_fleet.rfb.screen import Screen
@@ -172,5 +172,31 @@ def test_a_look_at_a_blank_screen_that_is_no_longer_theirs_tells_why(
             looks = await fleet.controller.audit(ANA, what="look")
             assert looks[-1].result == "lease_released"
             assert "colour" not in looks[-1].facts
+
+    run(body())
+
+
+async def _resume(fleet: Fleet, lease: str) -> None:
+    await fleet.controller.resume(ANA, lease)
+
+
+@pytest.mark.parametrize("end", [_revoke, _resume, _reassign])
+def test_what_could_not_be_written_down_leaves_a_person_in_control(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: Callable[[Fleet, str], Coroutine[None, None, None]]
+) -> None:
+    async def body() -> None:
+        async with running(tmp_path) as fleet:
+            lease = await fleet.granted("a")
+            await fleet.controller.take(ANA, lease.lease)
+
+            async def full(work: object) -> None:
+                raise UnavailableError("the disk is full")
+
+            monkeypatch.setattr(fleet.controller.core, "change", full)
+            with pytest.raises(UnavailableError, match="full"):
+                await end(fleet, lease.lease)
+            monkeypatch.undo()
+            acted = await fleet.controller.act(ANA, lease.lease, parse_actions([{"type": "key", "keys": "a"}]))
+            assert acted.done[0].ok
 
     run(body())
