@@ -32,14 +32,14 @@ class Supervising:
         return await self._hold(who, lease_id, Control.HUMAN, reason, True)
 
     async def _hold(self, who: Caller, lease_id: str, control: Control, reason: str, looking: bool) -> LeaseView:
-        before = await self.core.read(lambda tx: self._supervised(tx, who, lease_id))
+        before = await self.core.read(lambda tx: self._steered(tx, who, lease_id))
         _must_be_active(before)
         now = self.core.now()
         held = lifecycle.stopped_clock(before, control, now, reason=reason, by=who.who, looking=looking)
         self.ending.fence(before, why_not(held))
 
         def work(tx: Tx) -> None:
-            lease = self._supervised(tx, who, lease_id)
+            lease = self._steered(tx, who, lease_id)
             _must_be_active(lease)
             lease = lifecycle.stopped_clock(lease, control, self.core.now(), reason=reason, by=who.who, looking=looking)
             tx.put(lease)
@@ -52,11 +52,11 @@ class Supervising:
         return await self.leasing.lease(who, lease_id)
 
     async def resume(self, who: Caller, lease_id: str) -> LeaseView:
-        before = await self.core.read(lambda tx: self._supervised(tx, who, lease_id))
+        before = await self.core.read(lambda tx: self._steered(tx, who, lease_id))
         _must_be_active(before)
 
         def work(tx: Tx) -> None:
-            lease = self._supervised(tx, who, lease_id)
+            lease = self._steered(tx, who, lease_id)
             _must_be_active(lease)
             if lease.control is not Control.AGENT:
                 lease = lifecycle.resumed(lease, self.core.now())
@@ -90,7 +90,7 @@ class Supervising:
     ) -> LeaseView:
         """Hand the desktop to another agent, rolled back or as it stands, under a new lease and generation."""
         check_name("agent", to)
-        before = await self.core.read(lambda tx: self._supervised(tx, who, lease_id))
+        before = await self.core.read(lambda tx: self._steered(tx, who, lease_id))
         _must_be_active(before)
         why = reason or f"it was given to agent {to}"
         over = lifecycle.ended(before, LeaseState.REASSIGNED, self.core.now(), reason=why, by=who.who)
@@ -107,7 +107,7 @@ class Supervising:
 
     def _hand_over(self, tx: Tx, who: Caller, lease_id: str, to: str, clean: bool, why: str, ttl: float | None) -> str:
         now = self.core.now()
-        old = self._supervised(tx, who, lease_id)
+        old = self._steered(tx, who, lease_id)
         _must_be_active(old)
         receiver = tx.get(Agent, to)
         if receiver is None:
@@ -141,6 +141,17 @@ class Supervising:
             tx.put(moved(desktop, Event.HAND_BACK, generation=desktop.generation + 1, owner=to))
             self.core.grant(tx, new, self.core.get_desktop(tx, desktop.id))
         return new.id
+
+    def _steered(self, tx: Tx, who: Caller, lease_id: str) -> Lease:
+        """The same, to let it go on or hold it: no agent undoes what a person, or the controller, has paused."""
+        lease = self._supervised(tx, who, lease_id)
+        if who.role is None and lease.live and lease.control is not Control.AGENT and lease.by not in ("", who.who):
+            raise DeniedError(
+                f"lease {lease_id} is held by {lease.by}, not by {who.who}",
+                remedy="ask an operator to resume it",
+                code="needs_operator",
+            )
+        return lease
 
     def _supervised(self, tx: Tx, who: Caller, lease_id: str) -> Lease:
         """The lease, if this caller may pause, revoke or reassign it: operators all, a parent its children's."""

@@ -315,6 +315,16 @@ def test_grants_bound_an_agents_own_token_and_parents_supervise_only_their_child
             token = fleet.lease_token(mine.lease)
             with pytest.raises(DeniedError, match="that lease and nothing else"):
                 await control.screenshot(await control.caller(token), stranger.lease, Shot())
+            await control.resume(parent, mine.lease)
+            for hold in (control.pause, control.take):
+                await hold(ANA, mine.lease)
+                with pytest.raises(DeniedError, match="operator ana"):
+                    await control.resume(parent, mine.lease)
+                with pytest.raises(DeniedError, match="operator ana"):
+                    await control.pause(parent, mine.lease)
+                with pytest.raises(DeniedError, match="operator ana"):
+                    await control.reassign(parent, mine.lease, to="p", clean=False)
+            await control.resume(ANA, mine.lease)
             rotated = await control.rotate_agent(ANA, "kid")
             assert rotated.token
             with pytest.raises(FleetError, match="rotated"):
