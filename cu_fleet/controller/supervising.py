@@ -110,6 +110,8 @@ class Supervising:
         old = self._steered(tx, who, lease_id)
         _must_be_active(old)
         receiver = tx.get(Agent, to)
+        if who.role is None and to != who.agent and (receiver is None or receiver.parent != who.agent):
+            raise DeniedError(f"agent {to} is no child of {who.who}", code="needs_operator")
         if receiver is None:
             receiver = Agent(name=to, created_at=now)
             tx.put(receiver)

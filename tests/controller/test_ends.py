@@ -325,6 +325,9 @@ def test_grants_bound_an_agents_own_token_and_parents_supervise_only_their_child
                 with pytest.raises(DeniedError, match="operator ana"):
                     await control.reassign(parent, mine.lease, to="p", clean=False)
             await control.resume(ANA, mine.lease)
+            for other in ("stranger", "nobody-yet"):
+                with pytest.raises(DeniedError, match="is no child of"):
+                    await control.reassign(parent, mine.lease, to=other, clean=False)
             rotated = await control.rotate_agent(ANA, "kid")
             assert rotated.token
             with pytest.raises(FleetError, match="rotated"):
