@@ -347,7 +347,7 @@ class ScreenActingContract(DeliveredContract):
             assert "key" not in [event[0] for event in hall.ask("events")]
         else:
             hall.do(paste)
-            assert hall.ask("text") == paste["text"]
+            assert hall.shown(paste["text"]) == paste["text"]
 
     def _typed(self, hall: Hall, text: str) -> Any:
         hall.ask(["show", ""])

@@ -131,6 +131,13 @@ class Hall:
             told += [event for event in self.ask("events") if event[0] != "motion"]
         return told
 
+    def shown(self, text: str) -> Any:
+        """What the application has, once it is this or some seconds have passed: it may ask for a paste late."""
+        last = time.monotonic() + 20.0
+        while (has := self.ask("text")) != text and time.monotonic() < last:
+            pass
+        return has
+
     def held(self) -> dict[str, int]:
         return self.ask("held", "x")  # type: ignore[no-any-return]
 
