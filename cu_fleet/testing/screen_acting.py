@@ -287,7 +287,7 @@ class ScreenActingContract(DeliveredContract):
         hall.ask(["show", "one two three"])
         keys = ["ctrl+End", "ctrl+shift+Left", "Delete", "Home", "X", "ctrl+a", "ctrl+c", "End", "ctrl+v"]
         hall.do(*({"type": "key", "keys": each} for each in keys))
-        assert hall.ask("text") == "Xone two Xone two "
+        assert hall.shown("Xone two Xone two ") == "Xone two Xone two "
 
     # the pointer
 
@@ -352,7 +352,7 @@ class ScreenActingContract(DeliveredContract):
     def _typed(self, hall: Hall, text: str) -> Any:
         hall.ask(["show", ""])
         hall.do({"type": "type", "text": text})
-        return hall.ask("text")
+        return hall.shown(text)
 
     def _clicks(self, hall: Hall, *clicks: tuple[int, int, int]) -> list[str]:
         hall.ask("events")
