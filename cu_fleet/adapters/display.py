@@ -79,12 +79,12 @@ class Display:
         good = [done.ok for done in result.done]
         count = good.index(False) if False in good else len(good)
         self._follow(actions[:count])
-        error = _what_failed(steps, result, count)
-        if error and (up := still_down(steps[:count])):
+        failed = _what_failed(steps, result, count)
+        if failed and (up := still_down(steps[:count])):
             result = await self.desktop.act(up, screenshot=self._wanted(), intent=intent)
         if result.image is None:
-            return await self._shown(error)
-        return Shown(await self._fitted(result.image), error=error)
+            return await self._shown(failed)
+        return Shown(await self._fitted(result.image), failed)
 
     async def look(self) -> Image64:
         """The whole display. A blank screen is shown too: it is for the model to see that."""
@@ -178,7 +178,7 @@ def holding(keys: Sequence[str], step: Step) -> list[Step]:
 def keys_of(text: str) -> list[str]:
     """The keys of `ctrl+shift`, each by its name."""
     combo(text)
-    names = text[:-2].split("+") + ["plus"] if text.endswith("++") else ["plus"] if text == "+" else text.split("+")
+    names = [*text[:-2].split("+"), "plus"] if text.endswith("++") else ["plus"] if text == "+" else text.split("+")
     return [name if len(name) == 1 else name.strip() for name in names]
 
 
@@ -205,9 +205,9 @@ async def _encoded(picture: Picture, size: tuple[int, int]) -> Image64:
 
 def _resized(picture: Image.Image, size: tuple[int, int]) -> Image64:
     small = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    for how in ({"format": "png"}, *({"format": "jpeg", "quality": quality} for quality in (90, 70, 50, 30, 10))):
+    for kind, quality in (("png", 0), *(("jpeg", quality) for quality in (90, 70, 50, 30, 10))):
         into = BytesIO()
-        small.save(into, **how)  # type: ignore[arg-type]
+        small.save(into, kind, quality=quality)
         if into.tell() <= MOST_BYTES:
             break
-    return Image64(f"image/{how['format']}", base64.b64encode(into.getvalue()).decode())
+    return Image64(f"image/{kind}", base64.b64encode(into.getvalue()).decode())

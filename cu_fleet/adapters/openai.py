@@ -1,4 +1,4 @@
-"""OpenAI's computer tools: `computer`, whose calls hold batches of `actions`, and `computer_use_preview`, with one each.
+"""OpenAI's computer tools: `computer`, whose calls hold batches of `actions`, and `computer_use_preview`, with one.
 
     computer = Computer(desktop, confirm=ask_a_person)
     response = await client.responses.create(model=…, tools=[computer.tool], input=…)
@@ -13,7 +13,7 @@ Distances of the wheel come in pixels; a notch of it is about `PIXELS` of a page
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from inspect import isawaitable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -40,14 +40,14 @@ class Click(TypedDict):
     button: Literal["left", "right", "wheel", "back", "forward"]
     x: int
     y: int
-    keys: Annotated[Keys, Field(default=None)]
+    keys: NotRequired[Keys]
 
 
 class DoubleClick(TypedDict):
     type: Literal["double_click"]
     x: int
     y: int
-    keys: Annotated[Keys, Field(default=None)]
+    keys: NotRequired[Keys]
 
 
 class Point(TypedDict):
@@ -58,7 +58,7 @@ class Point(TypedDict):
 class Drag(TypedDict):
     type: Literal["drag"]
     path: list[Point]
-    keys: Annotated[Keys, Field(default=None)]
+    keys: NotRequired[Keys]
 
 
 class Keypress(TypedDict):
@@ -70,7 +70,7 @@ class Move(TypedDict):
     type: Literal["move"]
     x: int
     y: int
-    keys: Annotated[Keys, Field(default=None)]
+    keys: NotRequired[Keys]
 
 
 class Screenshot(TypedDict):
@@ -83,7 +83,7 @@ class Scroll(TypedDict):
     y: int
     scroll_x: int
     scroll_y: int
-    keys: Annotated[Keys, Field(default=None)]
+    keys: NotRequired[Keys]
 
 
 class Type(TypedDict):
@@ -105,10 +105,10 @@ class ComputerCall(TypedDict):
 
     type: Literal["computer_call"]
     call_id: str
-    action: Annotated[Action | None, Field(default=None)]
-    actions: Annotated[list[Action] | None, Field(default=None)]
-    pending_safety_checks: Annotated[list[SafetyCheck] | None, Field(default=None)]
-    status: Annotated[str | None, Field(default=None)]
+    action: NotRequired[Action | None]
+    actions: NotRequired[list[Action] | None]
+    pending_safety_checks: NotRequired[list[SafetyCheck] | None]
+    status: NotRequired[str | None]
 
 
 Confirm = Callable[[list[SafetyCheck], ComputerCall], bool | Awaitable[bool]]
