@@ -13,14 +13,17 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image
 
-from cu_fleet.client.desktop import Area, Desktop, Picture, Result
+from cu_fleet.client.desktop import Area, Desktop, Result
 from cu_fleet.model.action import MOST_SECONDS, Action, Drag, check_on_screen, parse_actions
 from cu_fleet.model.errors import FleetError, InvalidError, LeaseOverError
 from cu_fleet.model.keys import MODIFIERS, combo, keysym
+
+if TYPE_CHECKING:
+    from cu_fleet.client.desktop import Picture
 
 Step = dict[str, Any]  # one action of ours, its points in pixels of the declared display
 MOST_BYTES = 3_700_000  # of a picture: what both vendors take, also in base64
@@ -123,7 +126,7 @@ class Display:
         except FleetError as blind:
             return Shown(None, error, str(blind))
 
-    async def _fitted(self, picture: Picture) -> Image64:
+    async def _fitted(self, picture: "Picture") -> Image64:
         return await _encoded(picture, (self.width, self.height))
 
     def _follow(self, done: Sequence[Action]) -> None:
@@ -196,7 +199,7 @@ def _what_failed(steps: Sequence[Step], result: Result, count: int) -> str:
     return f"{steps[count]['type']} was not done: {why}; what came before it was done, what comes after it was not"
 
 
-async def _encoded(picture: Picture, size: tuple[int, int]) -> Image64:
+async def _encoded(picture: "Picture", size: tuple[int, int]) -> Image64:
     frame = picture.frame
     if picture.size == size:
         return Image64(f"image/{frame.format}", base64.b64encode(frame.data).decode())

@@ -57,7 +57,10 @@ class Desk:
 async def desk(home: Path, **more: Any) -> AsyncIterator[Desk]:
     async with open_door(home, profile(**more)) as door, Fleet.connect(home=home, start=False) as fleet:
         async with fleet.lease(agent="a", profile="local") as desktop:
-            yield Desk(door, desktop)
+            made = Desk(door, desktop)
+            await desktop.screenshot()  # what a screen is greeted with is none of an agent's doing
+            made.screen.events.clear()
+            yield made
 
 
 def both(*names: str) -> list[tuple[int, bool]]:
