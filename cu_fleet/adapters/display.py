@@ -83,9 +83,10 @@ class Display:
         count = good.index(False) if False in good else len(good)
         self._follow(actions[:count])
         failed = _what_failed(steps, result, count)
-        if failed and (up := still_down(steps[:count])):
-            result = await self.desktop.act(up, screenshot=self._wanted(), intent=intent)
-        if result.image is None:
+        up = still_down(steps[:count]) if failed else []
+        if up:
+            failed += await self._lifted(up)
+        if up or result.image is None:
             return await self._shown(failed)
         return Shown(await self._fitted(result.image), failed)
 
@@ -117,6 +118,15 @@ class Display:
     def _wanted(self) -> dict[str, Any]:
         edge = {} if (self.width, self.height) == self.view else {"max_edge": max(self.width, self.height, 16)}
         return {"max_bytes": MOST_BYTES, "settle_ms": 100, **edge}
+
+    async def _lifted(self, up: Sequence[Step]) -> str:
+        try:
+            await self.desktop.act(up)
+        except LeaseOverError:
+            raise
+        except FleetError as error:
+            return f"; {', '.join(step['key'] for step in up)} may be down still: {error}"
+        return ""
 
     async def _shown(self, error: str) -> Shown:
         try:

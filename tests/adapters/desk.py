@@ -28,7 +28,7 @@ class Desk:
     def screen(self) -> Screen:
         return self.door.fleet.world.desktops[self.desktop.lease.desktop or ""].screen
 
-    def keys(self) -> list[tuple[object, object]]:
+    def struck(self) -> list[tuple[object, object]]:
         """Keys as they went down and up."""
         return [(event[1], event[2]) for event in self.screen.events if event[0] == "key"]
 
@@ -48,19 +48,22 @@ class Desk:
     def down(self) -> set[object]:
         """Keys that are down now."""
         held: set[object] = set()
-        for key, is_down in self.keys():
+        for key, is_down in self.struck():
             (held.add if is_down else held.discard)(key)
         return held
 
 
 @asynccontextmanager
 async def desk(home: Path, **more: Any) -> AsyncIterator[Desk]:
-    async with open_door(home, profile(**more)) as door, Fleet.connect(home=home, start=False) as fleet:
-        async with fleet.lease(agent="a", profile="local") as desktop:
-            made = Desk(door, desktop)
-            await desktop.screenshot()  # what a screen is greeted with is none of an agent's doing
-            made.screen.events.clear()
-            yield made
+    async with (
+        open_door(home, profile(**more)) as door,
+        Fleet.connect(home=home, start=False) as fleet,
+        fleet.lease(agent="a", profile="local") as desktop,
+    ):
+        made = Desk(door, desktop)
+        await desktop.screenshot()  # what a screen is greeted with is none of an agent's doing
+        made.screen.events.clear()
+        yield made
 
 
 def both(*names: str) -> list[tuple[int, bool]]:

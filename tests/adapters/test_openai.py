@@ -57,7 +57,7 @@ def test_a_batch_is_done_in_order_and_answered_with_the_picture(tmp_path: Path) 
             assert shown(items).getpixel((50, 60)) != shown(items).getpixel((55, 69)), "the click is on the picture"
             assert d.pointer()[0] == (5, 6, 0)
             assert d.pressed() == [(50, 60, 2), (90, 70, 1), (90, 70, 1)]
-            assert d.keys() == [*both("o"), *both("k"), *both("ctrl", "s")]
+            assert d.struck() == [*both("o"), *both("k"), *both("ctrl", "s")]
 
     run(body())
 
@@ -97,7 +97,7 @@ def test_keys_are_pressed_as_named(tmp_path: Path, keys: list[str], pressed: lis
     async def body() -> None:
         async with desk(tmp_path) as d:
             shown(await Computer(d.desktop).answer(call({"type": "keypress", "keys": keys})))
-            assert d.keys() == pressed
+            assert d.struck() == pressed
 
     run(body())
 
@@ -114,7 +114,7 @@ def test_keys_are_held_while_the_mouse_acts_and_lifted_after(tmp_path: Path) -> 
                 shown(await Computer(d.desktop).answer(call(action)))
                 kinds = [event[0] for event in d.screen.events]
                 held = [keysym(name) for name in dict.fromkeys(action["keys"]) if name != "CONTROL"]  # type: ignore[attr-defined]
-                assert [key for key, down in d.keys() if down] == held
+                assert [key for key, down in d.struck() if down] == held
                 assert not d.down()
                 assert kinds[0] == kinds[-1] == "key"
                 assert "pointer" in kinds
@@ -177,16 +177,18 @@ def test_what_is_off_the_display_or_unknown_sends_nothing_and_says_so(tmp_path: 
     run(body())
 
 
-def test_a_failed_action_ends_the_batch_lifts_what_is_held_and_is_told(tmp_path: Path) -> None:
-    """The fake desktop's keyboard cannot hold what it lacks: `back` needs a helper that is not there."""
+def test_a_failed_action_ends_the_batch_and_is_told_with_the_picture(tmp_path: Path) -> None:
+    """Nobody on the fake desktop takes what is pasted, as characters that no key has must be."""
 
     async def body() -> None:
         async with desk(tmp_path) as d:
-            back = {"type": "click", "button": "back", "x": 5, "y": 5, "keys": ["SPACE"]}
-            said = error_of(await Computer(d.desktop).answer(call(back, {"type": "type", "text": "never"})))
-            assert "click was not done" in said
-            assert [key for key, down in d.keys() if down] == [keysym("space")]
-            assert not d.down()
+            texts = [{"type": "type", "text": text} for text in ("a", "日", "never")]
+            said = error_of(await Computer(d.desktop).answer(call(*texts)))
+            assert "type was not done" in said
+            assert "what comes after it was not" in said
+            struck = {key for key, _ in d.struck()}
+            assert keysym("a") in struck
+            assert keysym("n") not in struck
 
     run(body())
 
@@ -227,15 +229,15 @@ def test_what_a_person_confirms_is_done_acknowledged_and_on_record(tmp_path: Pat
             (item,) = await computer.answers([{"type": "reasoning"}, call(action, pending_safety_checks=[CHECK])])
             assert item["acknowledged_safety_checks"] == [CHECK]
             assert heard == [([CHECK], [action])]
-            assert d.keys() == both("a")
+            assert d.struck() == both("a")
             assert await _intents(d) == {"confirmed: malicious_instructions"}
 
     run(body())
 
 
 async def _intents(d: Desk) -> set[str]:
-    entries = await d.door.fleet.controller.entries(ANA, lease=d.desktop.id)
-    return {str(entry.facts["intent"]) for entry in entries if entry.facts.get("intent")}
+    entries = await d.door.fleet.controller.audit(ANA, lease=d.desktop.id)
+    return {entry.intent for entry in entries if entry.intent}
 
 
 # the lease
