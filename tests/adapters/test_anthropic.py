@@ -35,30 +35,31 @@ def said(result: dict[str, Any]) -> str:
     return str(part["text"])
 
 
-@pytest.mark.parametrize(
-    ("action", "buttons"),
-    [
-        ("left_click", [1]),
-        ("right_click", [4]),
-        ("middle_click", [2]),
-        ("double_click", [1, 1]),
-        ("triple_click", [1, 1, 1]),
-    ],
-)
-def test_each_click_there_and_where_the_pointer_is(tmp_path: Path, action: str, buttons: list[int]) -> None:
+CLICKS = {
+    "left_click": [1],
+    "right_click": [4],
+    "middle_click": [2],
+    "double_click": [1, 1],
+    "triple_click": [1, 1, 1],
+}
+
+
+def test_each_click_there_and_where_the_pointer_is(tmp_path: Path) -> None:
     async def body() -> None:
         async with desk(tmp_path) as d:
-            computer = Computer(d.desktop)
-            assert "not known" in failed(await computer.answer(use(action)))
-            result = await computer.answer(use(action, coordinate=[50, 60]))
-            assert (result["type"], result["tool_use_id"]) == ("tool_result", f"toolu_{action}")
-            assert shown(result).size == (200, 120)
-            assert d.pressed() == [(50, 60, button) for button in buttons]
-            d.screen.events.clear()
-            shown(await computer.answer(use("mouse_move", coordinate=[8, 9])))
-            shown(await computer.answer(use(action, text="ctrl+shift")))
-            assert d.pressed() == [(8, 9, button) for button in buttons]
-            assert d.struck() == both("ctrl", "shift")
+            for action, buttons in CLICKS.items():
+                computer = Computer(d.desktop)
+                assert "not known" in failed(await computer.answer(use(action)))
+                d.screen.events.clear()
+                result = await computer.answer(use(action, coordinate=[50, 60]))
+                assert (result["type"], result["tool_use_id"]) == ("tool_result", f"toolu_{action}")
+                assert shown(result).size == (200, 120)
+                assert d.pressed() == [(50, 60, button) for button in buttons]
+                d.screen.events.clear()
+                shown(await computer.answer(use("mouse_move", coordinate=[8, 9])))
+                shown(await computer.answer(use(action, text="ctrl+shift")))
+                assert d.pressed() == [(8, 9, button) for button in buttons]
+                assert d.struck() == both("ctrl", "shift")
 
     run(body())
 
@@ -97,35 +98,37 @@ def test_a_drag_goes_from_its_start_with_keys_held(tmp_path: Path) -> None:
     run(body())
 
 
-@pytest.mark.parametrize(("way", "bit"), [("up", 8), ("down", 16), ("left", 32), ("right", 64)])
-def test_scrolling_counts_notches(tmp_path: Path, way: str, bit: int) -> None:
+def test_scrolling_counts_notches(tmp_path: Path) -> None:
     async def body() -> None:
         async with desk(tmp_path) as d:
-            scroll = use("scroll", coordinate=[50, 60], scroll_direction=way, scroll_amount=3, text="ctrl")
-            shown(await Computer(d.desktop).answer(scroll))
-            assert [buttons for _, _, buttons in d.pointer() if buttons] == [bit] * 3
-            assert d.struck() == both("ctrl")
+            for way, bit in (("up", 8), ("down", 16), ("left", 32), ("right", 64)):
+                d.screen.events.clear()
+                scroll = use("scroll", coordinate=[50, 60], scroll_direction=way, scroll_amount=3, text="ctrl")
+                shown(await Computer(d.desktop).answer(scroll))
+                assert [buttons for _, _, buttons in d.pointer() if buttons] == [bit] * 3
+                assert d.struck() == both("ctrl")
 
     run(body())
 
 
-@pytest.mark.parametrize(
-    ("given", "pressed"),
-    [
-        ({"text": "ctrl+s"}, both("ctrl", "s")),
-        ({"text": "Return"}, both("Return")),
-        ({"text": "alt+Tab"}, both("alt", "Tab")),
-        ({"text": "KP_0"}, both("KP_0")),
-        ({"text": "Down Down ctrl+a"}, both("Down") * 2 + both("ctrl", "a")),
-        ({"text": "Page Down"}, both("Page_Down")),
-        ({"text": "Tab", "repeat": 3}, both("Tab") * 3),
-    ],
-)
-def test_keys_are_xdotools(tmp_path: Path, given: dict[str, Any], pressed: list[Any]) -> None:
+PRESSES: list[tuple[dict[str, Any], list[tuple[int, bool]]]] = [
+    ({"text": "ctrl+s"}, both("ctrl", "s")),
+    ({"text": "Return"}, both("Return")),
+    ({"text": "alt+Tab"}, both("alt", "Tab")),
+    ({"text": "KP_0"}, both("KP_0")),
+    ({"text": "Down Down ctrl+a"}, both("Down") * 2 + both("ctrl", "a")),
+    ({"text": "Page Down"}, both("Page_Down")),
+    ({"text": "Tab", "repeat": 3}, both("Tab") * 3),
+]
+
+
+def test_keys_are_xdotools(tmp_path: Path) -> None:
     async def body() -> None:
         async with desk(tmp_path) as d:
-            shown(await Computer(d.desktop).answer(use("key", **given)))
-            assert d.struck() == pressed
+            for given, pressed in PRESSES:
+                d.screen.events.clear()
+                shown(await Computer(d.desktop).answer(use("key", **given)))
+                assert d.struck() == pressed
 
     run(body())
 
@@ -217,27 +220,27 @@ def test_the_toolset_names_the_action_by_the_tool(tmp_path: Path) -> None:
     run(body())
 
 
-@pytest.mark.parametrize(
-    ("block", "words"),
-    [
-        (use("levitate"), "no action 'levitate'"),
-        (use("left_click", coordinate=[200, 0]), "off the display, which is 200x120"),
-        (use("left_click", coordinate=[1, 2, 3]), "coordinate"),
-        (use("left_click", coordinate=[1, 2], text="hyperdrive"), "no key 'hyperdrive'"),
-        (use("key"), "key needs text"),
-        (use("key", text="nokey"), "no key 'nokey'"),
-        (use("scroll", coordinate=[1, 2], scroll_direction="sideways", scroll_amount=1), "scroll_direction"),
-        (use("scroll", coordinate=[1, 2], scroll_direction="up"), "scroll needs scroll_amount"),
-        (use("mouse_move"), "mouse_move needs coordinate"),
-        (use("zoom"), "zoom needs region"),
-        (use("cursor_position"), "not known"),
-        ({"type": "tool_use", "id": "t", "name": "computer", "input": None}, "no action ''"),
-    ],
-)
-def test_what_is_wrong_sends_nothing_and_says_what(tmp_path: Path, block: dict[str, Any], words: str) -> None:
+WRONG: list[tuple[dict[str, Any], str]] = [
+    (use("levitate"), "no action 'levitate'"),
+    (use("left_click", coordinate=[200, 0]), "off the display, which is 200x120"),
+    (use("left_click", coordinate=[1, 2, 3]), "coordinate"),
+    (use("left_click", coordinate=[1, 2], text="hyperdrive"), "no key 'hyperdrive'"),
+    (use("key"), "key needs text"),
+    (use("key", text="nokey"), "no key 'nokey'"),
+    (use("scroll", coordinate=[1, 2], scroll_direction="sideways", scroll_amount=1), "scroll_direction"),
+    (use("scroll", coordinate=[1, 2], scroll_direction="up"), "scroll needs scroll_amount"),
+    (use("mouse_move"), "mouse_move needs coordinate"),
+    (use("zoom"), "zoom needs region"),
+    (use("cursor_position"), "not known"),
+    ({"type": "tool_use", "id": "t", "name": "computer", "input": None}, "no action ''"),
+]
+
+
+def test_what_is_wrong_sends_nothing_and_says_what(tmp_path: Path) -> None:
     async def body() -> None:
         async with desk(tmp_path) as d:
-            assert words in failed(await Computer(d.desktop).answer(block))
+            for block, words in WRONG:
+                assert words in failed(await Computer(d.desktop).answer(block))
             assert not d.screen.events
 
     run(body())

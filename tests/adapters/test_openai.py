@@ -80,24 +80,25 @@ def test_the_preview_has_one_action_a_call(tmp_path: Path) -> None:
     run(body())
 
 
-@pytest.mark.parametrize(
-    ("keys", "pressed"),
-    [
-        (["ENTER"], both("enter")),
-        (["CTRL", "SHIFT", "T"], both("ctrl", "shift", "T")),
-        (["CTRL", "+"], both("ctrl", "+")),
-        (["ctrl+c"], both("ctrl", "c")),
-        (["TAB", "TAB"], both("tab") * 2),
-        (["CTRL", "K", "CTRL", "S"], both("ctrl", "k") + both("ctrl", "s")),
-        (["CMD"], both("super")),
-        (["ARROWLEFT"], both("Left")),
-    ],
-)
-def test_keys_are_pressed_as_named(tmp_path: Path, keys: list[str], pressed: list[Any]) -> None:
+PRESSES: list[tuple[list[str], list[tuple[int, bool]]]] = [
+    (["ENTER"], both("enter")),
+    (["CTRL", "SHIFT", "T"], both("ctrl", "shift", "T")),
+    (["CTRL", "+"], both("ctrl", "+")),
+    (["ctrl+c"], both("ctrl", "c")),
+    (["TAB", "TAB"], both("tab") * 2),
+    (["CTRL", "K", "CTRL", "S"], both("ctrl", "k") + both("ctrl", "s")),
+    (["CMD"], both("super")),
+    (["ARROWLEFT"], both("Left")),
+]
+
+
+def test_keys_are_pressed_as_named(tmp_path: Path) -> None:
     async def body() -> None:
         async with desk(tmp_path) as d:
-            shown(await Computer(d.desktop).answer(call({"type": "keypress", "keys": keys})))
-            assert d.struck() == pressed
+            for keys, pressed in PRESSES:
+                d.screen.events.clear()
+                shown(await Computer(d.desktop).answer(call({"type": "keypress", "keys": keys})))
+                assert d.struck() == pressed
 
     run(body())
 
@@ -122,17 +123,20 @@ def test_keys_are_held_while_the_mouse_acts_and_lifted_after(tmp_path: Path) -> 
     run(body())
 
 
-@pytest.mark.parametrize(
-    ("pixels", "notches"), [((0, 300), (0, 3)), ((0, -40), (0, -1)), ((250, 0), (2, 0)), ((0, 0), (0, 0))]
-)
-def test_pixels_of_a_page_become_notches(tmp_path: Path, pixels: tuple[int, int], notches: tuple[int, int]) -> None:
+def test_pixels_of_a_page_become_notches(tmp_path: Path) -> None:
     async def body() -> None:
         async with desk(tmp_path) as d:
-            scroll = {"type": "scroll", "x": 50, "y": 50, "scroll_x": pixels[0], "scroll_y": pixels[1]}
-            shown(await Computer(d.desktop).answer(call(scroll)))
-            bits = [buttons for _, _, buttons in d.pointer() if buttons]
-            dx, dy = notches
-            assert bits == [64 if dx > 0 else 32] * abs(dx) + [16 if dy > 0 else 8] * abs(dy)
+            for (across, down), bits in (
+                ((0, 300), [16] * 3),
+                ((0, -40), [8]),
+                ((250, 0), [64] * 2),
+                ((-100, 0), [32]),
+                ((0, 0), []),
+            ):
+                d.screen.events.clear()
+                scroll = {"type": "scroll", "x": 50, "y": 50, "scroll_x": across, "scroll_y": down}
+                shown(await Computer(d.desktop).answer(call(scroll)))
+                assert [buttons for _, _, buttons in d.pointer() if buttons] == bits
 
     run(body())
 
