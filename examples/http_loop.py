@@ -25,36 +25,57 @@ def problem(answer: httpx.Response) -> str:
     return " ".join(str(said[key]) for key in ("detail", "remedy") if said.get(key))
 
 
-def leased(http: httpx.Client) -> dict[str, Any]:
-    """A lease once it is granted; whoever must wait is told why."""
-    answer = http.post("/v1/leases", json={"agent": AGENT, "profile": PROFILE}, params={"hold": 0})
+def good(answer: httpx.Response) -> dict[str, Any]:
     if answer.is_error:
         raise SystemExit(problem(answer))
-    lease: dict[str, Any] = answer.json()
-    token = lease["token"]
-    while lease["state"] == "waiting":
-        print(lease.get("message") or "waiting for a desktop", file=sys.stderr)
-        answer = http.get(f"/v1/leases/{lease['lease']}", params={"hold": WAIT, "while": "waiting"})
-        lease = answer.raise_for_status().json()
-    if lease["state"] != "active":
-        raise SystemExit(f"no desktop: {lease.get('reason') or lease['state']}")
-    return {**lease, "token": token}
+    said: dict[str, Any] = answer.json()
+    return said
 
 
-def work(http: httpx.Client, lease: dict[str, Any], task: str, model: httpx.Client) -> str:
+class Lease:
+    """A lease from asking for it to giving it back, whatever happens in between."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self.http = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=120)
+        view = good(self.http.post("/v1/leases", json={"agent": AGENT, "profile": PROFILE}, params={"hold": 0}))
+        self.path = f"/v1/leases/{view['lease']}"
+
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.post(f"{self.path}/release")  # of one that is over already, this changes nothing
+        self.http.close()
+
+    def granted(self) -> None:
+        """Wait for it; whoever must wait is told why."""
+        view = good(self.http.get(self.path))
+        while view["state"] == "waiting":
+            print(view.get("message") or "waiting for a desktop", file=sys.stderr)
+            view = good(self.http.get(self.path, params={"hold": WAIT, "while": "waiting"}))
+        if view["state"] != "active":
+            raise SystemExit(f"no desktop: {view.get('reason') or view['state']}")
+        self.http.headers["Authorization"] = f"Bearer {view['token']}"  # which opens this lease and nothing else
+
+    def act(self, actions: list[dict[str, Any]], intent: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """What became of each action, and the settled picture; of a batch that was refused, why."""
+        body = {"actions": actions, "screenshot": {"max_bytes": 1_000_000}, "intent": intent[:2000]}
+        answer = self.http.post(f"{self.path}/actions", json=body)
+        if not answer.is_error:
+            said = answer.json()
+            return said["done"], said["screenshot"] or {}
+        if answer.status_code == 410 or not actions:
+            raise SystemExit(problem(answer))  # revoked or expired, or nothing to be seen: no more to do here
+        return [{"ok": False, "detail": problem(answer)}], self.act([], intent)[1]
+
+
+def work(lease: Lease, task: str, model: httpx.Client) -> str:
     """Ask and act in turn; what was not done, and why, goes back to the model with the next picture."""
-    bearer = {"Authorization": f"Bearer {lease['token']}"}
     actions: list[dict[str, Any]] = []
     for _ in range(MOST_TURNS):
-        body = {"actions": actions, "screenshot": {"max_bytes": 1_000_000}, "intent": task[:2000]}
-        answer = http.post(f"/v1/leases/{lease['lease']}/actions", json=body, headers=bearer)
-        if answer.status_code == 410:
-            raise SystemExit(problem(answer))  # revoked or expired: nothing more to do here
-        said = answer.json()
-        done = [{"ok": False, "detail": problem(answer)}] if answer.is_error else said["done"]
-        shot = (None if answer.is_error else said["screenshot"]) or {}
-        asked = {"task": task, "width": shot.get("width"), "height": shot.get("height"), "done": done}
-        told = model.post(os.environ["MODEL_URL"], json={**asked, "image": shot.get("data")}).raise_for_status().json()
+        done, shot = lease.act(actions, task)
+        picture = {"image": shot.get("data"), "width": shot.get("width"), "height": shot.get("height")}
+        told = good(model.post(os.environ["MODEL_URL"], json={"task": task, "done": done, **picture}))
         if "answer" in told:
             return str(told["answer"])
         actions = told["actions"]
@@ -62,16 +83,9 @@ def work(http: httpx.Client, lease: dict[str, Any], task: str, model: httpx.Clie
 
 
 def main(task: str) -> None:
-    operator = {"Authorization": f"Bearer {os.environ['CU_FLEET_TOKEN']}"}
-    with (
-        httpx.Client(base_url=os.environ["CU_FLEET_URL"], headers=operator, timeout=120) as http,
-        httpx.Client(timeout=600) as model,
-    ):
-        lease = leased(http)
-        try:
-            print(work(http, lease, task, model))
-        finally:
-            http.post(f"/v1/leases/{lease['lease']}/release", headers={"Authorization": f"Bearer {lease['token']}"})
+    with Lease(os.environ["CU_FLEET_URL"], os.environ["CU_FLEET_TOKEN"]) as lease, httpx.Client(timeout=600) as model:
+        lease.granted()
+        print(work(lease, task, model))
 
 
 if __name__ == "__main__":

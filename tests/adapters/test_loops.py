@@ -254,4 +254,5 @@ def test_http_loop(tmp_path: Path) -> None:
     assert (first["task"], first["width"], first["height"], first["done"]) == ("press s", 200, 120, [])
     assert picture(first["image"]).size == (200, 120)
     assert "off the screen" in second["done"][0]["detail"]
+    assert picture(second["image"]).size == (200, 120)
     assert third["done"] == [{"ok": True}]
