@@ -172,7 +172,7 @@ class Computer:
         if action["type"] == "wait":
             return [{"type": "wait", "seconds": WAIT}]
         if action["type"] == "screenshot":
-            return []  # each answer has one
+            return []  # each answer has one, of the end of its batch
         return holding(action.get("keys") or [], self._pointing(action))
 
     def _pointing(self, action: Click | DoubleClick | Drag | Move | Scroll) -> Step:

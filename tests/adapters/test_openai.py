@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cu_fleet.adapters.openai import WAIT, Computer
-from cu_fleet.model.errors import DeniedError, InvalidError, LeaseOverError
+from cu_fleet.model.errors import DeniedError, InvalidError, LeaseOverError, UnavailableError
 from cu_fleet.model.keys import keysym
 from tests.adapters.desk import WIDE, Desk, both, desk, picture
 from tests.controller.fleet import ANA
@@ -271,5 +271,31 @@ def test_that_it_is_paused_is_told_with_the_picture(tmp_path: Path) -> None:
             assert "let me look" in said
             assert "nothing was done" in said
             assert not d.screen.events
+
+    run(body())
+
+
+def test_a_blank_screen_is_shown_as_it_is(tmp_path: Path) -> None:
+    """Of others a blank screen is refused; this API can be answered with a picture only."""
+
+    async def body() -> None:
+        async with desk(tmp_path) as d:
+            d.screen.fill(0, 0, 200, 120, (1, 2, 3))
+            image = shown(await Computer(d.desktop).answer(call({"type": "wait"})))
+            assert image.convert("RGB").getcolors() == [(200 * 120, (1, 2, 3))]
+
+    run(body())
+
+
+def test_an_answer_that_was_lost_is_not_told_as_nothing_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        async with desk(tmp_path) as d:
+
+            async def lost(*_: Any, **__: Any) -> Any:
+                raise UnavailableError("the controller broke off", code="broken_off")
+
+            monkeypatch.setattr(d.desktop, "act", lost)
+            said = error_of(await Computer(d.desktop).answer(call({"type": "type", "text": "a"})))
+            assert "not known what was done" in said
 
     run(body())
