@@ -83,10 +83,7 @@ class Display:
         count = good.index(False) if False in good else len(good)
         self._follow(actions[:count])
         failed = _what_failed(steps, result, count)
-        up = still_down(steps[:count]) if failed else []
-        if up:
-            failed += await self._lifted(up)
-        if up or result.image is None:
+        if result.image is None:
             return await self._shown(failed)
         return Shown(await self._fitted(result.image), failed)
 
@@ -118,15 +115,6 @@ class Display:
     def _wanted(self) -> dict[str, Any]:
         edge = {} if (self.width, self.height) == self.view else {"max_edge": max(self.width, self.height, 16)}
         return {"max_bytes": MOST_BYTES, "settle_ms": 100, **edge}
-
-    async def _lifted(self, up: Sequence[Step]) -> str:
-        try:
-            await self.desktop.act(up)
-        except LeaseOverError:
-            raise
-        except FleetError as error:
-            return f"; {', '.join(step['key'] for step in up)} may be down still: {error}"
-        return ""
 
     async def _shown(self, error: str) -> Shown:
         try:
@@ -166,26 +154,18 @@ class Display:
         return left, top, right - left, bottom - top
 
 
-def still_down(steps: Sequence[Step]) -> list[Step]:
-    """What lifts the keys that these have left down."""
-    held: dict[int, str] = {}
-    for step in steps:
-        if step["type"] == "key_down":
-            held[keysym(step["key"])] = step["key"]
-        elif step["type"] == "key_up":
-            held.pop(keysym(step["key"]), None)
-    return [{"type": "key_up", "key": key} for key in reversed(held.values())]
-
-
 def holding(keys: Sequence[str], step: Step) -> list[Step]:
-    """The step while these keys are down: as its modifiers if they are that, else pressed before and lifted after."""
+    """The step while these keys are down: as its modifiers if they are that, else pressed before and lifted after.
+
+    If the step fails, the controller lifts all that is down.
+    """
     named = list({keysym(key): key for key in keys}.values())
     if not named:
         return [step]
     if step["type"] in ("click", "drag", "scroll") and all(keysym(key) in MODIFIERS for key in named):
         return [{**step, "modifiers": named}]
     down = [{"type": "key_down", "key": key} for key in named]
-    return [*down, step, *still_down(down)]
+    return [*down, step, *({"type": "key_up", "key": key} for key in reversed(named))]
 
 
 def keys_of(text: str) -> list[str]:
