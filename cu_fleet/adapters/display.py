@@ -4,8 +4,8 @@ The translators speak in pixels of the declared display alone. Here, and nowhere
 (the middle of what a declared pixel covers), and pictures come back in its size. Where both sizes are equal, which is
 simplest, nothing is scaled.
 
-Our API does not tell where the pointer is, so the display keeps where its own actions have put it last. A person who
-takes over may have moved it since.
+Our API does not tell where the pointer is, so the display keeps where its own actions have put it last; after a
+failure it is not known. A person who takes over may have moved it since.
 """
 
 import asyncio
@@ -77,12 +77,15 @@ class Display:
         except LeaseOverError:
             raise
         except FleetError as error:  # then the first was not done, and none after it, if there was an answer at all
+            self.pointer = None
             known = "it is not known what was done" if error.code in _UNSURE else "nothing was done"
             return await self._shown(f"{known}: {error}")
         good = [done.ok for done in result.done]
         count = good.index(False) if False in good else len(good)
         self._follow(actions[:count])
         failed = _what_failed(steps, result, count)
+        if failed:
+            self.pointer = None
         if result.image is None:
             return await self._shown(failed)
         return Shown(await self._fitted(result.image), failed)
@@ -100,7 +103,7 @@ class Display:
                 code="off_screen",
             )
         region = self._area(x0, y0, x1, y1)
-        wanted = {**self._wanted(), "max_edge": max(self.width, self.height)}
+        wanted = {**self._wanted(), "max_edge": max(self.width, self.height, 16)}
         picture = await self.desktop.screenshot(region=region, **wanted, allow_blank=True)
         grown = min(self.width / picture.width, self.height / picture.height)
         return await _encoded(picture, (max(1, int(picture.width * grown)), max(1, int(picture.height * grown))))

@@ -286,9 +286,11 @@ def test_a_pause_is_told_and_the_end_of_the_lease_raised(tmp_path: Path) -> None
             computer, controller = Computer(d.desktop), d.door.fleet.controller
             await controller.pause(ANA, d.desktop.id, reason="let me look", looking=False)
             assert "let me look" in failed(await computer.answer(use("screenshot")))
+            computer.display.pointer = (1, 2)
             result = await computer.answer(use("type", text="a"))
             assert "let me look" in failed(result)
             assert "no picture" in result["content"][1]["text"]
+            assert "not known" in failed(await computer.answer(use("cursor_position"))), "a person may be at it"
             await controller.revoke(ANA, d.desktop.id, reason="enough")
             with pytest.raises(LeaseOverError, match="enough"):
                 await computer.answer(use("screenshot"))
