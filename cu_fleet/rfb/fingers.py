@@ -40,8 +40,14 @@ class Extra:
         self.owed = False  # whether they must be lifted before anything else is done
 
     async def press(self, name: str, down: bool, x: int, y: int) -> None:
+        before = set(self.down)
         self.down.add(name)
-        await self._press(name, down, x, y)
+        try:
+            await self._press(name, down, x, y)
+        except UnsupportedError as e:
+            if e.code == "no_such_button":  # nobody is inside who could have pressed it
+                self.down = before
+            raise
         if not down:
             self.down.discard(name)
 

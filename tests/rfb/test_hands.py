@@ -12,7 +12,7 @@ from cu_fleet.model.action import parse_actions
 from cu_fleet.model.errors import InvalidError, LeasePausedError, UnsupportedError
 from cu_fleet.model.keys import NAMES
 from cu_fleet.rfb.fingers import Extra
-from cu_fleet.rfb.hands import Hands
+from cu_fleet.rfb.hands import Hands, no_button
 from cu_fleet.rfb.screen import Screen
 from tests.rfb.wire import Server
 from tests.support import run, until
@@ -278,6 +278,20 @@ def test_a_button_that_could_not_be_lifted_is_lifted_before_anything_else_is_don
 
     within = Within()
     done({"type": "press", "x": 1, "y": 1, "button": "back"}, extra=within.extra, after=after)
+
+
+def test_where_nobody_inside_can_press_a_button_what_comes_after_is_done() -> None:
+    async def nobody(*_: object) -> None:
+        raise no_button("back")
+
+    async def after(hands: Hands, server: Server) -> None:
+        with pytest.raises(UnsupportedError, match="no back button"):
+            await hands.do(parse_actions([{"type": "click", "x": 3, "y": 4, "button": "back"}])[0])
+        server.heard.clear()
+        await hands.do(parse_actions([{"type": "key", "keys": "a"}])[0])
+        assert server.heard == [key(ord("a"), down=True), key(ord("a"), down=False)]
+
+    done({"type": "move", "x": 1, "y": 1}, extra=Extra(nobody, nobody), after=after)
 
 
 class Failing:
