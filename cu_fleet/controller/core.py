@@ -91,7 +91,8 @@ class Core:
         try:
             result = await self.store.transact(both)
         except asyncio.CancelledError:
-            self._tell(touched)  # it may have landed
+            if not self.closing:
+                self._tell(touched)  # it may have landed
             raise
         finally:
             self.changes += 1
@@ -99,9 +100,8 @@ class Core:
         return result
 
     def _tell(self, touched: set[str]) -> None:
-        if not self.closing:
-            for desktop in touched:
-                self.poke(desktop)
+        for desktop in touched:
+            self.poke(desktop)
         self.turned.ring()
         self.bell.ring()
 
