@@ -180,7 +180,8 @@ class Helper:
             raise self._broken(f"more than {_STRUCTURE_LIMIT} bytes that are no text")
         try:
             answer = json.loads(line.decode(), parse_constant=_no_constant)
-            json.dumps(answer, ensure_ascii=False).encode()  # no half characters, which nobody could pass on
+            # no half characters and no 1e999, which nobody could pass on
+            json.dumps(answer, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, RecursionError):
             raise self._broken("what is not plain JSON") from None
         if not isinstance(answer, dict):

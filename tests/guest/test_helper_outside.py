@@ -133,6 +133,7 @@ HOSTILE = {
     "nested too deep": b"[" * 200_000 + b"]" * 200_000 + b"\n",
     "a number of a million digits": b'{"id": 1' + b"0" * 1_000_000 + b"}\n",
     "not a number": b'{"id": 1, "ok": {"x": NaN}}\n',
+    "endless": b'{"id": 1, "ok": {"x": -1e999}}\n',
     "half a character": b'{"id": 1, "ok": {"text": "\\ud800"}}\n',
     "neither": b'{"id": 1}\n',
     "wrong kinds": b'{"id": 1, "ok": 5, "error": "x"}\n',
