@@ -5,6 +5,7 @@ and the first that is not true ends the story with what was expected.
 """
 
 import asyncio
+import io
 import json
 import os
 import shlex
@@ -226,7 +227,7 @@ class Story:
             return await self.fleet.audit(lease=lease, what="lease.evidence")
 
         (entry,) = await until("the last frame kept", kept)
-        return Image.open(self.home / "frames" / f"{entry.frames[0]}.png")
+        return Image.open(io.BytesIO(await self.fleet.frame(entry.frames[0])))
 
     async def acting(self, lease: str, kind: str) -> bool:
         entries = await self.fleet.audit(lease=lease, what="act")
