@@ -12,7 +12,8 @@ from cu_fleet.controller.keeper import Keeper
 from cu_fleet.controller.permit import may_not
 from cu_fleet.controller.snapshots import Snapshots
 from cu_fleet.model.access import Caller
-from cu_fleet.model.desktop import NOT_GONE, Desktop, Stage
+from cu_fleet.model.desktop import NOT_GONE, RUNNING, Desktop, Stage
+from cu_fleet.model.errors import FleetError
 from cu_fleet.model.lease import LIVE, Control, Lease, LeaseState, slept
 from cu_fleet.model.snapshot import Snapshot
 from cu_fleet.stores.base import Tx
@@ -68,7 +69,17 @@ class Recovery:
             ):
                 continue
             if row.backend in self.core.backends:
-                await self.snapshots.finish_delete(row)
+                await self._undone(row, owner)
+
+    async def _undone(self, row: Snapshot, owner: Desktop | None) -> None:
+        """Let the desktop go on that may have stood still for it, and remove what there is of it."""
+        freeze = self.core.backend(row.backend).abilities.freeze
+        try:
+            if freeze and row.state == "saving" and owner and owner.stage in RUNNING and not owner.frozen:
+                await self.core.bounded(freeze.thaw(owner.handle), "thaw")
+            await self.snapshots.finish_delete(row)
+        except FleetError as e:
+            log.warning("snapshot %s, half saved: %s; the next start sees to it", row.id, e)
 
     def _everything(self, tx: Tx) -> tuple[list[Desktop], list[Lease]]:
         return tx.find(Desktop, stage=NOT_GONE), tx.find(Lease, state=LeaseState.ACTIVE.value)
