@@ -20,9 +20,9 @@ from typing import Annotated, Any
 import typer
 
 from cu_fleet.cli import complete, connect, output
-from cu_fleet.cli.acquire import GRACE
+from cu_fleet.cli.acquire import GRACE, acquire
 from cu_fleet.cli.clients import TOKEN
-from cu_fleet.cli.common import Json, command, seconds
+from cu_fleet.cli.common import command, seconds
 from cu_fleet.cli.mcp import PANEL
 from cu_fleet.model.errors import DeniedError, FleetError, LeaseOverError, UnavailableError
 
@@ -153,25 +153,26 @@ class _Run:
         output.note(f"profile {told['profile']}: network {told['network']}, gates {told['gates']}")
 
     async def _with_desktop(self, wire: connect.Wire, view: dict[str, Any]) -> int:
-        """Codex from its start to its end. Nothing is awaited between the start and `_process`: no signal is lost."""
-        url = wire.url or view["url"]
-        if not url:
-            raise UnavailableError("the controller listens at no address", remedy="cu-fleet down, then cu-fleet up")
-        program, *words = self._words
+        """Codex from its start to its end. From here on a signal is Codex's: nothing is awaited before it is known."""
+        process = self._process = self._start(wire.url or view["url"], view["token"])
         renewing = asyncio.create_task(_renew(wire, view["lease"]), name=f"renew {view['lease']}")
         try:
-            out = 2 if self._as_json else None
-            process = self._process = subprocess.Popen(
-                [program, *_overrides(url), *words], env=_environment(url, view["token"]), stdout=out
-            )
             code = await asyncio.to_thread(process.wait)
-        except OSError as error:
-            raise UnavailableError(f"{program} cannot be started: {error.strerror}", code="no_codex") from None
         finally:
             renewing.cancel()
             if self._killing:
                 self._killing.cancel()
         return 128 - code if code < 0 else code
+
+    def _start(self, url: str | None, token: str) -> "subprocess.Popen[bytes]":
+        if not url:
+            raise UnavailableError("the controller listens at no address", remedy="cu-fleet down, then cu-fleet up")
+        program, *words = self._words
+        out = 2 if self._as_json else None
+        try:
+            return subprocess.Popen([program, *_overrides(url), *words], env=_environment(url, token), stdout=out)
+        except OSError as error:
+            raise UnavailableError(f"{program} cannot be started: {error.strerror}", code="no_codex") from None
 
 
 def _in_foreground() -> bool:
@@ -212,29 +213,20 @@ def _environment(url: str, token: str) -> dict[str, str]:
 async def _acquired(
     held: AsyncExitStack, wire: connect.Wire, agent: str, body: dict[str, Any]
 ) -> tuple[connect.Wire, dict[str, Any]]:
-    """A lease under the first of the agent's names that has none, and the way to it."""
-    from cu_fleet.cli.acquire import acquire
+    """A lease under the first of the agent's names that may have one, and the way to it."""
     from cu_fleet.client.http import Wire
-    from cu_fleet.client.naming import NO_MORE, names
+    from cu_fleet.client.naming import first_free
 
-    busy: DeniedError | None = None
-    try:
-        async for token in names(wire, agent, body["profile"]):
-            own = Wire(url=wire.url, token=token, home=wire.home, start=False) if token else wire
-            held.push_async_callback(own.close)
-            try:
-                return own, await acquire(own, body, body["wait"])
-            except DeniedError as error:
-                if error.code not in NO_MORE:
-                    raise
-                busy = busy or error
-    except DeniedError as error:
-        raise (busy if busy and error.code in NO_MORE else error) from None
-    raise busy or DeniedError(f"agent {agent} may not lease")
+    async def ask(token: str | None) -> tuple[connect.Wire, dict[str, Any]]:
+        own = Wire(url=wire.url, token=token, home=wire.home, start=False) if token else wire
+        held.push_async_callback(own.close)
+        return own, await acquire(own, body, body["wait"])
+
+    return await first_free(wire, agent, body["profile"], ask)
 
 
 async def _renew(wire: connect.Wire, lease: str) -> None:
-    """For as long as there is something to renew; while the controller is away, or the lease paused, again and again."""
+    """For as long as there is something to renew: a controller may be away, a lease paused, and come back."""
     while True:
         await asyncio.sleep(TTL / 3)
         try:
@@ -246,21 +238,24 @@ async def _renew(wire: connect.Wire, lease: str) -> None:
 
 
 async def _give_back(wire: connect.Wire, lease: str) -> str:
-    """The state it ends in. A controller that is just coming back is asked again, for a bounded time."""
+    """The state it ends in, told if we did not end it. A controller that is just coming back is asked again."""
+    why = "the controller does not answer"
     with suppress(TimeoutError):
         async with asyncio.timeout(GRACE):
             while True:
                 try:
-                    return str(
-                        (await connect.ask(wire, "POST", connect.path("leases", lease, "release"), {}, start=False))[
-                            "state"
-                        ]
-                    )
+                    view = await connect.ask(wire, "POST", connect.path("leases", lease, "release"), {}, start=False)
+                    return str(view["state"])
                 except LeaseOverError as error:
                     output.note(error.what)
                     return error.code.removeprefix("lease_")
                 except UnavailableError:
                     await asyncio.sleep(0.5)
-    output.note(f"lease {lease} could not be given back: the controller does not answer. It runs out in {TTL:g} s")
+                except FleetError as error:
+                    why = error.what
+                    break
+    output.note(
+        f"lease {lease} could not be given back: {why}. It runs out within {TTL / 60:g} minutes of its last use"
+    )
     output.note(f"  sooner: cu-fleet lease release {lease}")
     return "unknown"

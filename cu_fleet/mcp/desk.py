@@ -15,9 +15,9 @@ from typing import Any
 from cu_fleet.client.desktop import Desktop
 from cu_fleet.client.http import Wire, chunks, read, v1
 from cu_fleet.client.lease import Errands
-from cu_fleet.client.naming import NO_MORE, agents_token, kind_of, named_in, names
+from cu_fleet.client.naming import agents_token, first_free, kind_of, named_in
 from cu_fleet.mcp.answers import Answer, code_of, refused, said, words_of
-from cu_fleet.model.errors import BrokenError, DeniedError, FleetError, LeaseOverError, LeasePausedError, TooLongError
+from cu_fleet.model.errors import BrokenError, FleetError, LeaseOverError, LeasePausedError, TooLongError
 from cu_fleet.model.view import LeaseView
 
 TTL = 300.0  # seconds; renewed while this process lives, and soon over should it be killed
@@ -156,23 +156,15 @@ class Desk:
         return await asyncio.shield(self._asking)
 
     async def _ask(self) -> LeaseView:
-        busy: DeniedError | None = None
         body = {"profile": self._profile, "wait": None, "ttl": TTL, "request_id": uuid.uuid4().hex}
-        try:
-            async for token in names(self._way.wire, self._way.agent, self._profile):
-                try:
-                    more: dict[str, Any] = {"query": {"hold": 0}, "token": token}
-                    answer = await self._way.wire.call("POST", "/v1/leases", body=body, **more)
-                except DeniedError as error:
-                    if error.code not in NO_MORE:
-                        raise
-                    busy = busy or error
-                else:
-                    self._token, self._lease = token, read(LeaseView, answer.json())
-                    return self._lease
-        except DeniedError as error:
-            raise (busy if busy and error.code in NO_MORE else error) from None
-        raise busy or DeniedError(f"agent {self._way.agent} may not lease")
+
+        async def ask(token: str | None) -> LeaseView:
+            more: dict[str, Any] = {"query": {"hold": 0}, "token": token}
+            answer = await self._way.wire.call("POST", "/v1/leases", body=body, **more)
+            self._token, self._lease = token, read(LeaseView, answer.json())
+            return self._lease
+
+        return await first_free(self._way.wire, self._way.agent, self._profile, ask)
 
     async def _looked(self, lease: LeaseView, hold: float) -> LeaseView:
         more: dict[str, Any] = {"query": {"hold": hold, "while": "waiting"}, "patience": hold, "token": self._token}
