@@ -111,6 +111,7 @@ class _Run:
 
     async def whole(self, wire: connect.Wire, agent: str, body: dict[str, Any]) -> dict[str, Any]:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task
         heeded = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup has it
         for number in heeded:
             loop.add_signal_handler(number, self._heard, number, task)
@@ -124,7 +125,7 @@ class _Run:
             for number in heeded:
                 loop.remove_signal_handler(number)
 
-    def _heard(self, number: int, task: "asyncio.Task[Any]") -> None:
+    def _heard(self, number: signal.Signals, task: "asyncio.Task[Any]") -> None:
         if self._process is None:
             if self._signal is None:
                 self._signal = number
