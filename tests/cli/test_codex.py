@@ -33,7 +33,7 @@ place.with_suffix(".new").write_text(json.dumps(told))
 place.with_suffix(".new").rename(place)
 print("out of codex", flush=True)
 while "--wait" in sys.argv:
-    signal.alarm(40)  # should a test fail
+    signal.alarm(15)  # should a test fail
     signal.pause()
 sys.exit(3)
 """
@@ -127,7 +127,7 @@ def test_its_environment_opens_its_own_lease_and_nothing_else(tmp_path: Path, li
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_is_codexs_and_the_desktop_is_given_back(tmp_path: Path, number: signal.Signals) -> None:
-    agent = f"sig{number}"
+    agent = f"on-{number.name.lower()}"
     one = Run(tmp_path, "--wait", agent=agent)
     one.began()
     assert states(agent) == {agent: "active"}
