@@ -246,6 +246,8 @@ async def _give_back(wire: connect.Wire, lease: str) -> str:
             while True:
                 try:
                     view = await connect.ask(wire, "POST", connect.path("leases", lease, "release"), {}, start=False)
+                    if view["state"] != "released":
+                        output.note(_why_over(view))
                     return str(view["state"])
                 except LeaseOverError as error:
                     output.note(error.what)
@@ -260,3 +262,8 @@ async def _give_back(wire: connect.Wire, lease: str) -> str:
     )
     output.note(f"  sooner: cu-fleet lease release {lease}")
     return "unknown"
+
+
+def _why_over(view: dict[str, Any]) -> str:
+    by, why = f" by {view['by']}" if view["by"] else "", f": {view['reason']}" if view["reason"] else ""
+    return f"lease {view['lease']} was {view['state']}{by} before Codex ended{why}"
