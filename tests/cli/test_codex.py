@@ -228,6 +228,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Controlle
         controller.end()
 
 
+@pytest.mark.real
 def test_it_waits_in_the_open_and_ended_while_it_waits_it_leaves_the_line(tmp_path: Path, small: Controller) -> None:
     first = Run(tmp_path, "--wait", agent="a")
     first.began()
@@ -257,6 +258,7 @@ async def _in_line(agent: str, number: int) -> bool:
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
+@pytest.mark.real
 def test_a_controller_that_was_away_is_told_of_the_end_when_it_returns(tmp_path: Path, small: Controller) -> None:
     one = Run(tmp_path, "--wait", agent="a")
     pid = one.began()["pid"]
