@@ -12,7 +12,7 @@ from cu_fleet.model.errors import InvalidError
 from cu_fleet.model.profile import Seconds, Size
 from cu_fleet.model.record import Value
 
-_NOT_SETTINGS = {"CU_FLEET_HOME", "CU_FLEET_URL", "CU_FLEET_TOKEN", "CU_FLEET_WORKER"}
+_NOT_SETTINGS = {f"CU_FLEET_{name}" for name in ("HOME", "URL", "TOKEN", "LEASE_TOKEN", "WORKER")}
 
 
 class Settings(Value):

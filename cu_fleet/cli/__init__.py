@@ -13,6 +13,7 @@ import typer
 
 from cu_fleet.cli import (
     audit,
+    codex,
     cp,
     desktop,
     doctor,
@@ -28,7 +29,7 @@ from cu_fleet.cli import (
 )
 from cu_fleet.cli.errors import FleetGroup
 
-GROUPS = (service, doctor, profile, image, lease, desktop, screen, frames, cp, snapshot, mcp, people, audit)
+GROUPS = (service, doctor, profile, image, lease, desktop, screen, frames, cp, snapshot, mcp, codex, people, audit)
 
 app = typer.Typer(
     name="cu-fleet",

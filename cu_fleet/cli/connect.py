@@ -29,11 +29,11 @@ NOT_RUNNING = "not_running"  # the wire's code for a controller that is not ther
 LONG = 600.0  # how long a change (a rollback, a batch of actions) may be silent before we give up
 
 
-def run(work: Callable[[Wire], Awaitable[T]], *, start: bool = True) -> T:
-    """Do `work` with the controller, starting one on demand."""
+def run(work: Callable[[Wire], Awaitable[T]], *, start: bool = True, token: str | None = None) -> T:
+    """Do `work` with the controller, starting one on demand; with this token, or else the environment's."""
     import asyncio
 
-    return asyncio.run(_visit(work, start))
+    return asyncio.run(_visit(work, start, token))
 
 
 def run_if_up(work: Callable[[Wire], Awaitable[T]]) -> T | None:
@@ -46,11 +46,11 @@ def run_if_up(work: Callable[[Wire], Awaitable[T]]) -> T | None:
         return None
 
 
-async def _visit(work: Callable[[Wire], Awaitable[T]], start: bool) -> T:
+async def _visit(work: Callable[[Wire], Awaitable[T]], start: bool, token: str | None) -> T:
     from asyncio import CancelledError
 
     ended = _cancelled_by_sigterm()
-    wire = _wire(start)
+    wire = _wire(start, token)
     try:
         return await work(wire)
     except CancelledError:
@@ -61,13 +61,13 @@ async def _visit(work: Callable[[Wire], Awaitable[T]], start: bool) -> T:
         await wire.close()
 
 
-def _wire(start: bool) -> Wire:
+def _wire(start: bool, token: str | None) -> Wire:
     # httpx brings a command line of its own, and with it all of Rich: a seventh of the time that a command takes.
     sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # None: "do not import", as Python has it
     from cu_fleet.client.http import Wire
     from cu_fleet.settings import default_home
 
-    url, token = os.environ.get("CU_FLEET_URL") or None, os.environ.get("CU_FLEET_TOKEN") or None
+    url, token = os.environ.get("CU_FLEET_URL") or None, token or os.environ.get("CU_FLEET_TOKEN") or None
     return Wire(url=url.rstrip("/") if url else None, token=token, home=default_home(), start=start)
 
 

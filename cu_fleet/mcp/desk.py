@@ -8,26 +8,24 @@ name gets this one, so that no two ever share a desktop. A lease that was revoke
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cu_fleet.client.desktop import Desktop
 from cu_fleet.client.http import Wire, chunks, read, v1
 from cu_fleet.client.lease import Errands
+from cu_fleet.client.naming import agents_token, first_free, kind_of, named_in
 from cu_fleet.mcp.answers import Answer, code_of, refused, said, words_of
-from cu_fleet.model.access import CHILDREN
 from cu_fleet.model.errors import (
     BrokenError,
-    ConflictError,
-    DeniedError,
     FleetError,
     LeaseOverError,
     LeasePausedError,
     TooLongError,
     UnavailableError,
 )
-from cu_fleet.model.view import AgentView, LeaseView
+from cu_fleet.model.view import LeaseView
 
 TTL = 300.0  # seconds; renewed while this process lives, and soon over should it be killed
 AT_ONCE = 1.0  # seconds that a call waits behind somebody else
@@ -35,7 +33,6 @@ STARTS_WITHIN = 40.0  # and for a desktop that is being made
 WITHIN = 58.0  # for any call, whatever it waits for
 _FINAL = ("lease_revoked", "lease_reassigned")
 _OVER = ("lease_released", "lease_expired", "lease_lost", "lease_cancelled")
-_NO_MORE = ("too_many_leases", "too_many_children")
 _HEADERS = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-06-18"}
 
 
@@ -51,11 +48,12 @@ class Way:
 
     @classmethod
     async def open(cls, url: str | None, token: str | None, home: Path, agent: str) -> "Way":
-        kind, _, rest = (token or "").partition("_")
-        if kind not in ("cfl", "cfa"):
-            token, rest = await _agent_token(Wire(url=url, token=token, home=home, start=True), agent), f"{agent}__"
+        if kind_of(token) not in ("cfl", "cfa"):
+            token = await _agent_token(Wire(url=url, token=token, home=home, start=True), agent)
+        elif token:
+            agent = named_in(token)
         wire = Wire(url=url, token=token, home=home, start=True)
-        return cls(wire, rest.rsplit("_", 2)[0], leased=kind == "cfl")
+        return cls(wire, agent, leased=kind_of(token) == "cfl")
 
     async def passed_on(self, method: str, asked: Mapping[str, Any], token: str | None, **query: str) -> dict[str, Any]:
         """A message to the controller's own MCP door, and its answer."""
@@ -73,17 +71,6 @@ class Way:
             shown = data[:200].decode("utf-8", "replace")
             raise BrokenError(f"the controller refused {method}: {shown}", code="not_understood") from None
 
-    async def names(self, profile: str) -> AsyncIterator[str | None]:
-        """The agent's own token, then those of its children, each added when it is wanted."""
-        yield None
-        for number in range(2, CHILDREN + 2):
-            child = {"agent": f"{self.agent}-{number}", "profiles": [profile]}
-            try:
-                added = await self.wire.call("POST", "/v1/agents", body=child)
-            except ConflictError:
-                continue  # somebody else is called that
-            yield read(AgentView, added.json()).token
-
     async def close(self) -> None:
         await self.errands.close()
         await self.wire.close()
@@ -91,7 +78,7 @@ class Way:
 
 async def _agent_token(wire: Wire, agent: str) -> str | None:
     try:
-        return read(AgentView, (await wire.call("POST", "/v1/agents/token", body={"agent": agent})).json()).token
+        return await agents_token(wire, agent)
     finally:
         await wire.close()
 
@@ -180,23 +167,15 @@ class Desk:
         return await asyncio.shield(self._asking)
 
     async def _ask(self) -> LeaseView:
-        busy: DeniedError | None = None
         body = {"profile": self._profile, "wait": None, "ttl": TTL, "request_id": uuid.uuid4().hex}
-        try:
-            async for token in self._way.names(self._profile):
-                try:
-                    more: dict[str, Any] = {"query": {"hold": 0}, "token": token}
-                    answer = await self._way.wire.call("POST", "/v1/leases", body=body, **more)
-                except DeniedError as error:
-                    if error.code not in _NO_MORE:
-                        raise
-                    busy = busy or error
-                else:
-                    self._token, self._lease = token, read(LeaseView, answer.json())
-                    return self._lease
-        except DeniedError as error:
-            raise (busy if busy and error.code in _NO_MORE else error) from None
-        raise busy or DeniedError(f"agent {self._way.agent} may not lease")
+
+        async def ask(token: str | None) -> LeaseView:
+            more: dict[str, Any] = {"query": {"hold": 0}, "token": token}
+            answer = await self._way.wire.call("POST", "/v1/leases", body=body, **more)
+            self._token, self._lease = token, read(LeaseView, answer.json())
+            return self._lease
+
+        return await first_free(self._way.wire, self._way.agent, self._profile, ask)
 
     async def _looked(self, lease: LeaseView, hold: float) -> LeaseView:
         more: dict[str, Any] = {"query": {"hold": hold, "while": "waiting"}, "patience": hold, "token": self._token}

@@ -51,8 +51,9 @@ def start(*words: str, env: dict[str, str] | None = None, **more: Any) -> "subpr
 
 
 def _hear_interrupts() -> None:
-    """A shell that runs the tests in the background has told its children to ignore ^C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """A shell that runs the tests in the background has told its children to ignore ^C, and nohup a hang-up."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def end_all() -> None:

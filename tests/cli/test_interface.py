@@ -50,6 +50,7 @@ PROMISED = {
     "snapshot delete": set(),
     "mcp": {"--agent", "--profile"},
     "mcp-config": {"--client"},
+    "codex": {"--agent", "--profile", "--wait"},
     "image list": set(),
     "image build": set(),
     "audit show": set(),

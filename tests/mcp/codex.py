@@ -19,7 +19,7 @@ from typing import Any
 from tests.acceptance.home import Home
 
 VERSION = "0.169.0"
-DESKTOP, AGENTS = "mcp__desktop", "multi_agent_v1"
+DESKTOP, OWN, AGENTS = "mcp__desktop", "mcp__cu_fleet", "multi_agent_v1"
 Call = tuple[str, str, dict[str, Any]]  # namespace, tool, arguments
 Script = list[Callable[[list[str]], Call]]  # each is given the answers so far
 
@@ -35,6 +35,11 @@ def installed() -> str:
 
 def desktop(tool: str, **given: Any) -> Callable[[list[str]], Call]:
     return lambda _: (DESKTOP, tool, given)
+
+
+def own(tool: str, **given: Any) -> Callable[[list[str]], Call]:
+    """As the tools are called under `cu-fleet codex`."""
+    return lambda _: (OWN, tool, given)
 
 
 @dataclass
@@ -88,7 +93,7 @@ class Model:
 
     def answer(self, name: str, asked: dict[str, Any]) -> str:
         thread = self.threads.setdefault(name, Thread())
-        thread.tools = [x["name"] for t in asked["tools"] if t.get("name") == DESKTOP for x in t["tools"]]
+        thread.tools = [x["name"] for t in asked["tools"] if t.get("name") in (DESKTOP, OWN) for x in t["tools"]]
         thread.answers = [_text(x["output"]) for x in asked["input"] if x.get("type") == "function_call_output"]
         number, script = len(thread.answers), self.scripts[name]
         item: dict[str, Any] = {"type": "message", "role": "assistant", "id": "m", "content": _SAID}
@@ -132,13 +137,24 @@ class Codex:
         (place / ".codex").mkdir(parents=True)
         way = ["--http"] if token else ["--agent", agent, "--profile", "small"]
         told = self.home.cli("mcp-config", "--client", "codex", *way)
-        provider = f'[model_providers.scripted]\nname = "scripted"\nbase_url = "{self.model.url}/{name}/v1"\n'
-        settings = f'model = "scripted"\nmodel_provider = "scripted"\n{provider}wire_api = "responses"\n'
-        (place / ".codex" / "config.toml").write_text(f"{settings}{told['configuration']}\n")
+        (place / ".codex" / "config.toml").write_text(f"{self._provider(name)}{told['configuration']}\n")
         words = [installed(), "exec", "--json", "--skip-git-repo-check", "-C", str(place), f"work on {name}"]
         env = {"HOME": str(place), "PATH": os.environ["PATH"], "CU_FLEET_LEASE_TOKEN": token}
         with (place / "log").open("wb") as log:
             return subprocess.Popen(words, env=env, cwd=place, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def run(self, name: str, *own: str) -> "subprocess.Popen[bytes]":
+        """By `cu-fleet codex`, with nothing of a desktop in its configuration."""
+        place = self.home.path / f"codex-{name}"
+        (place / ".codex").mkdir(parents=True)
+        (place / ".codex" / "config.toml").write_text(self._provider(name))
+        path = f"{Path(installed()).parent}:{os.environ['PATH']}"
+        words = ["exec", "--json", "--skip-git-repo-check", "-C", str(place), f"work on {name}"]
+        return self.home.start("codex", "--profile", "small", *own, "--", *words, HOME=str(place), PATH=path)
+
+    def _provider(self, name: str) -> str:
+        provider = f'[model_providers.scripted]\nname = "scripted"\nbase_url = "{self.model.url}/{name}/v1"\n'
+        return f'model = "scripted"\nmodel_provider = "scripted"\n{provider}wire_api = "responses"\n'
 
     def log(self, name: str) -> str:
         return (self.home.path / f"codex-{name}" / "log").read_text()[-3000:]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.home import Home, home
-from tests.mcp.codex import AGENTS, Codex, codexes, desktop
+from tests.mcp.codex import AGENTS, Codex, codexes, desktop, own
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -142,3 +142,27 @@ def test_a_sub_agent_has_a_desktop_of_its_own(house: Home) -> None:
     assert (main["agent"], sub["agent"]) == ("codex-a", "codex-a-2")
     assert main["desktop"] != sub["desktop"]
     assert _held(house) == {"codex-a": "released", "codex-a-2": "released"}
+
+
+def test_cu_fleet_codex_gives_each_run_a_desktop_for_as_long_as_it_lasts(house: Home) -> None:
+    together = threading.Barrier(2, timeout=90)
+
+    def met(_: list[str]) -> Any:
+        together.wait()
+        return own("lease_status")([])
+
+    with codexes(house) as codex:
+        codex.model.scripts = {x: [own("screenshot"), met, own("click", x=200, y=150)] for x in ("a", "b")}
+        running = {name: codex.run(name, "--agent", "codex-x", "--wait", "2m") for name in ("a", "b")}
+        for name, process in running.items():
+            out, err = process.communicate(timeout=120)
+            assert process.returncode == 0, (out[-2000:], err[-2000:])
+            assert b"all done" in out, "what Codex prints is passed on"
+            assert b"profile small: network none, gates none" in err, name
+        assert codex.model.errors == []
+        answers = [codex.model.threads[name].answers for name in ("a", "b")]
+    statuses = [json.loads(each[1].split("\n")[-1]) for each in answers]
+    assert all("[image]" in each[0] and "Done." in each[2] for each in answers), answers
+    assert {x["agent"] for x in statuses} == {"codex-x", "codex-x-2"}
+    assert len({x["desktop"] for x in statuses}) == 2
+    assert _held(house) == {"codex-x": "released", "codex-x-2": "released"}

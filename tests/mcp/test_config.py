@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cu_fleet.settings import read_settings
 from tests.cli.support import Ended, cli
 
 SECRET = "cfa_a_1_0123456789abcdef"  # noqa: S105 - it opens nothing
@@ -82,3 +83,7 @@ def test_without_a_script_of_ours_the_module_is_run(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "__main__.py")])
     entry = _entry("codex", _printed("--client", "codex").out)
     assert [entry["command"], *entry["args"][:3]] == [sys.executable, "-m", "cu_fleet", "mcp"]
+
+
+def test_the_variable_it_names_stops_no_controller(tmp_path: Path) -> None:
+    assert read_settings(tmp_path, {"CU_FLEET_LEASE_TOKEN": SECRET}).home == tmp_path

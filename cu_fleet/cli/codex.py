@@ -1,0 +1,269 @@
+"""`cu-fleet codex`: Codex with a desktop of its own, for as long as it runs.
+
+Codex is our child, in our process group and with our terminal, so that ^C and ^Z do what they do without us. It is
+told of its desktop by `-c` overrides alone: whatever its configuration file says stays as it is. The lease's token is
+in its environment, and nothing else that opens anything: what was ours of CU_FLEET_* is not passed on, so a `cu-fleet`
+that Codex runs has the lease's right and no other. Before Codex runs a signal ends us; while it runs the signal is
+Codex's; afterwards there is nothing left to end but a release that takes seconds. Should we be killed ourselves, the
+lease runs out.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+from contextlib import AsyncExitStack, suppress
+from typing import Annotated, Any
+
+import typer
+
+from cu_fleet.cli import complete, connect, output
+from cu_fleet.cli.acquire import GRACE, acquire
+from cu_fleet.cli.clients import TOKEN
+from cu_fleet.cli.common import command, seconds
+from cu_fleet.cli.mcp import PANEL
+from cu_fleet.model.errors import DeniedError, FleetError, LeaseOverError, UnavailableError
+
+TTL = 300.0  # seconds; renewed while this process lives, and soon over should it be killed
+END_WITHIN = 10.0  # seconds that Codex has after SIGTERM or SIGHUP
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+_FROM_KEYBOARD = (signal.SIGINT, signal.SIGQUIT)
+
+
+def register(root: typer.Typer) -> None:
+    command(
+        root,
+        "codex",
+        "cu-fleet codex",
+        "cu-fleet codex --agent codex-a --profile local -- exec 'open the editor and write a haiku'",
+        rich_help_panel=PANEL,
+    )(codex)
+
+
+def codex(
+    words: Annotated[list[str] | None, typer.Argument(metavar="ARGS", help="What Codex is called with.")] = None,
+    agent: Annotated[
+        str,
+        typer.Option(
+            "--agent", "-a", help="Who it is. Runs at the same time are A, A-2, A-3, …", autocompletion=complete.agents
+        ),
+    ] = "codex",
+    profile: Annotated[
+        str, typer.Option("--profile", "-p", help="What kind of desktop.", autocompletion=complete.profiles)
+    ] = "local",
+    wait: Annotated[
+        str, typer.Option("--wait", metavar="TIME", help="How long to stand in line: 60s, 5m or forever.")
+    ] = "60s",
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON document at the end; what Codex prints goes to standard error."),
+    ] = False,
+) -> None:
+    """Run Codex with a desktop of its own, which is given back when it ends.
+
+    It leases the desktop, waiting in line for it if need be, and starts codex with the desktop's tools beside
+    those it has. Signals go to Codex and its exit code becomes ours. Whatever the end is, the desktop is given back
+    and rolled back to clean. Its right is the agent's: CU_FLEET_TOKEN may hold an agent's token or an operator's.
+    """
+    patience = seconds("--wait", wait, forever=None)
+    program = _program()
+    body = {"profile": profile, "wait": patience, "ttl": TTL}
+    name, token = _right(agent)
+    run = _Run([program, *(words or [])], as_json)
+    told = connect.run(lambda wire: run.whole(wire, name, body), token=token)
+    if as_json:
+        output.document(told)
+    raise typer.Exit(told["exit"])
+
+
+def _program() -> str:
+    if program := shutil.which("codex"):
+        return program
+    raise UnavailableError("codex is not on PATH", remedy="install it: npm install -g @openai/codex", code="no_codex")
+
+
+def _right(agent: str) -> tuple[str, str]:
+    """Who asks, and with which token: an operator's serves only to get the agent's."""
+    from cu_fleet.client.naming import agents_token, kind_of, named_in
+
+    given = os.environ.get("CU_FLEET_TOKEN") or ""
+    if kind_of(given) == "cfl":
+        raise DeniedError(
+            "CU_FLEET_TOKEN is a lease's: it opens that one desktop and asks for no other",
+            remedy="give it to a Codex of your own start: cu-fleet mcp-config --client codex --http",
+            code="needs_agent",
+        )
+    if kind_of(given) == "cfa":
+        return named_in(given), given
+    return agent, str(connect.run(lambda wire: agents_token(wire, agent)))
+
+
+class _Run:
+    """One Codex and its lease, and what becomes of a signal meanwhile."""
+
+    def __init__(self, words: list[str], as_json: bool) -> None:
+        self._words, self._as_json = words, as_json
+        self._process: subprocess.Popen[bytes] | None = None
+        self._signal: int | None = None  # that ended us before Codex ran
+        self._killing: asyncio.TimerHandle | None = None
+
+    async def whole(self, wire: connect.Wire, agent: str, body: dict[str, Any]) -> dict[str, Any]:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task
+        heeded = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup has it
+        for number in heeded:
+            loop.add_signal_handler(number, self._heard, number, task)
+        try:
+            return await self._leased(wire, agent, body)
+        except asyncio.CancelledError:
+            if self._signal is None:
+                raise
+            raise typer.Exit(128 + self._signal) from None
+        finally:
+            for number in heeded:
+                loop.remove_signal_handler(number)
+
+    def _heard(self, number: signal.Signals, task: "asyncio.Task[Any]") -> None:
+        if self._process is None:
+            if self._signal is None:
+                self._signal = number
+                task.cancel()
+        elif self._process.poll() is None and not (number in _FROM_KEYBOARD and _in_foreground()):
+            self._process.send_signal(number)
+            if number not in _FROM_KEYBOARD and self._killing is None:
+                self._killing = asyncio.get_running_loop().call_later(END_WITHIN, self._process.kill)
+
+    async def _leased(self, wire: connect.Wire, agent: str, body: dict[str, Any]) -> dict[str, Any]:
+        profile = await connect.ask(wire, "GET", connect.path("profiles", body["profile"]))
+        async with AsyncExitStack() as held:
+            own, view = await _acquired(held, wire, agent, body)
+            told = {name: value for name, value in view.items() if name != "token"}
+            told |= {"network": profile["network"], "gates": profile["gates"]}
+            try:
+                self._introduce(told)
+                code = await self._with_desktop(own, view)
+            finally:
+                told["state"] = await _give_back(own, view["lease"])
+            return {**told, "exit": code}
+
+    def _introduce(self, told: dict[str, Any]) -> None:
+        where, screen = told["desktop"], f"{told['width']}x{told['height']}"
+        output.note(f"lease {told['lease']}: agent {told['agent']} has desktop {where} ({screen}) while Codex runs")
+        output.note(f"profile {told['profile']}: network {told['network']}, gates {told['gates']}")
+
+    async def _with_desktop(self, wire: connect.Wire, view: dict[str, Any]) -> int:
+        """Codex from its start to its end. From here on a signal is Codex's: nothing is awaited before it is known."""
+        process = self._process = self._start(wire.url or view["url"], view["token"])
+        renewing = asyncio.create_task(_renew(wire, view["lease"]), name=f"renew {view['lease']}")
+        try:
+            code = await asyncio.to_thread(process.wait)
+        finally:
+            renewing.cancel()
+            if self._killing:
+                self._killing.cancel()
+        return 128 - code if code < 0 else code
+
+    def _start(self, url: str | None, token: str) -> "subprocess.Popen[bytes]":
+        if not url:
+            raise UnavailableError("the controller listens at no address", remedy="cu-fleet down, then cu-fleet up")
+        program, *words = self._words
+        out = 2 if self._as_json else None
+        try:
+            return subprocess.Popen([program, *_overrides(url), *words], env=_environment(url, token), stdout=out)
+        except OSError as error:
+            raise UnavailableError(f"{program} cannot be started: {error.strerror}", code="no_codex") from None
+
+
+def _in_foreground() -> bool:
+    """Whether a terminal has us in its foreground: then its ^C reached Codex as well."""
+    with suppress(OSError):
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            return os.tcgetpgrp(terminal) == os.getpgrp()
+        finally:
+            os.close(terminal)
+    return False
+
+
+def _overrides(url: str) -> list[str]:
+    """Before the user's own words, so that those win. Every call of ours answers within a minute."""
+    settings = {
+        "url": f"{url}/mcp",
+        "bearer_token_env_var": TOKEN,
+        "required": True,
+        "startup_timeout_sec": 30,
+        "tool_timeout_sec": 90,
+    }
+    return [
+        word for key, value in settings.items() for word in ("-c", f"mcp_servers.cu_fleet.{key}={json.dumps(value)}")
+    ]
+
+
+def _environment(url: str, token: str) -> dict[str, str]:
+    """Ours, with the lease's right instead of ours; and no proxy between Codex and a controller on this machine."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("CU_FLEET_")}
+    direct = ",".join(filter(None, [env.get("NO_PROXY") or env.get("no_proxy"), "127.0.0.1,localhost,::1"]))
+    return {**env, TOKEN: token, "CU_FLEET_URL": url, "CU_FLEET_TOKEN": token, "NO_PROXY": direct, "no_proxy": direct}
+
+
+# the lease
+
+
+async def _acquired(
+    held: AsyncExitStack, wire: connect.Wire, agent: str, body: dict[str, Any]
+) -> tuple[connect.Wire, dict[str, Any]]:
+    """A lease under the first of the agent's names that may have one, and the way to it."""
+    from cu_fleet.client.http import Wire
+    from cu_fleet.client.naming import first_free
+
+    async def ask(token: str | None) -> tuple[connect.Wire, dict[str, Any]]:
+        own = Wire(url=wire.url, token=token, home=wire.home, start=False) if token else wire
+        held.push_async_callback(own.close)
+        return own, await acquire(own, body, body["wait"])
+
+    return await first_free(wire, agent, body["profile"], ask)
+
+
+async def _renew(wire: connect.Wire, lease: str) -> None:
+    """For as long as there is something to renew: a controller may be away, a lease paused, and come back."""
+    while True:
+        await asyncio.sleep(TTL / 3)
+        try:
+            await connect.ask(wire, "POST", connect.path("leases", lease, "renew"), {}, start=False)
+        except LeaseOverError:
+            return
+        except FleetError:
+            continue  # nothing may be printed into Codex's screen; the end tells what became of the lease
+
+
+async def _give_back(wire: connect.Wire, lease: str) -> str:
+    """The state it ends in, told if we did not end it. A controller that is just coming back is asked again."""
+    why = "the controller does not answer"
+    with suppress(TimeoutError):
+        async with asyncio.timeout(GRACE):
+            while True:
+                try:
+                    view = await connect.ask(wire, "POST", connect.path("leases", lease, "release"), {}, start=False)
+                    if view["state"] != "released":
+                        output.note(_why_over(view))
+                    return str(view["state"])
+                except LeaseOverError as error:
+                    output.note(error.what)
+                    return error.code.removeprefix("lease_")
+                except UnavailableError:
+                    await asyncio.sleep(0.5)
+                except FleetError as error:
+                    why = error.what
+                    break
+    output.note(
+        f"lease {lease} could not be given back: {why}. It runs out within {TTL / 60:g} minutes of its last use"
+    )
+    output.note(f"  sooner: cu-fleet lease release {lease}")
+    return "unknown"
+
+
+def _why_over(view: dict[str, Any]) -> str:
+    by, why = f" by {view['by']}" if view["by"] else "", f": {view['reason']}" if view["reason"] else ""
+    return f"lease {view['lease']} was {view['state']}{by} before Codex ended{why}"
