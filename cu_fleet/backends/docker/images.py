@@ -134,12 +134,14 @@ def _from_base(api: APIClient, name: str, say: Say, base: str) -> None:
         forcerm=True,
         decode=True,
     )
-    for line in lines:
-        if "error" in line:
-            raise UnavailableError(f"image {name} could not be built: {line['error']}", code="image_failed")
+    error = ""
+    for line in lines:  # to the end, or its connection would stay open
+        error = error or str(line.get("error", ""))
         for text in str(line.get("stream", "")).splitlines():
             if text.strip():
                 say(text.rstrip())
+    if error:
+        raise UnavailableError(f"image {name} could not be built: {error}", code="image_failed")
 
 
 def from_packages(name: str, archive: Path, say: Say) -> None:

@@ -130,14 +130,21 @@ class Snapshots:
         holder = api.create_container(found["Id"], ["true"], labels=labels, network_disabled=True)["Id"]
         try:
             stream, _ = api.get_archive(holder, f"/{STATE}", chunk_size=_CHUNK)
-            with tarfile.open(fileobj=_Reader(stream), mode="r|") as tar:
-                member = tar.next()
-                content = tar.extractfile(member) if member else None
-                if content is None:
-                    raise BrokenError(f"snapshot {spec.snapshot} is damaged: it holds no archive", code="damaged")
-                _copy(content, desk)
+            try:
+                self._unpack(stream, desk, spec.snapshot)
+            finally:
+                for _ in stream:  # to its end, or its connection would stay open
+                    pass
         finally:
             self.house.remove_containers(api, [{"Id": holder}])
+
+    def _unpack(self, stream: Iterator[bytes], desk: Desk, snapshot: str) -> None:
+        with tarfile.open(fileobj=_Reader(stream), mode="r|") as tar:
+            member = tar.next()
+            content = tar.extractfile(member) if member else None
+            if content is None:
+                raise BrokenError(f"snapshot {snapshot} is damaged: it holds no archive", code="damaged")
+            _copy(content, desk)
 
     def delete(self, api: APIClient, snapshot: str) -> None:
         self._clear_work(api, snapshot)
