@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes a checkout ready on Debian 12 or newer, or Ubuntu 22.04 or newer; what is there already is left alone.
+# Makes a checkout ready on Debian 12 or newer (Ubuntu 24.04: not tried yet); what is there already is left alone.
 #
 #   examples/install.sh [--venv-only] [--extra NAME] [PACKAGE…]
 #

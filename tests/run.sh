@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up what is missing and runs every check and test of cu-fleet, on Debian 12 or newer or Ubuntu 22.04 or newer.
+# Sets up what is missing and runs every check and test of cu-fleet, on Debian 12 or newer (Ubuntu 24.04: not tried yet).
 #
 #   tests/run.sh [--quick] [PYTEST ARGUMENT…]
 #
