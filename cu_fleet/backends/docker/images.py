@@ -200,13 +200,19 @@ async def _check(backend: DockerBackend, handle: Handle, image: str, say: Say) -
     source = (IMAGES / "check.py").read_text("utf-8")
     process = await backend.abilities.exec.exec(handle, ["/usr/bin/python3", "-I", "-c", source])
     said = ""
-    async for _, data in _lines(process.output()):
-        said = (said + data)[-2000:]
-        say(data.rstrip())
+    async for line in _lines(process.output()):
+        said = f"{said}{line}\n"[-2000:]
+        say(line.rstrip())
     if await process.wait() != 0:
         raise UnavailableError(f"a desktop of {image} does not work: {said.strip()}", code="image_unproved")
 
 
-async def _lines(output: AsyncIterator[tuple[int, bytes]]) -> AsyncIterator[tuple[int, str]]:
-    async for stream, data in output:
-        yield stream, data.decode("utf-8", "replace")
+async def _lines(output: AsyncIterator[tuple[int, bytes]]) -> AsyncIterator[str]:
+    """What was written, line by line, however it came."""
+    left = b""
+    async for _, data in output:
+        *whole, left = (left + data).split(b"\n")
+        for line in whole:
+            yield line.decode("utf-8", "replace")
+    if left:
+        yield left.decode("utf-8", "replace")
