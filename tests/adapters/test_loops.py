@@ -11,12 +11,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import pytest
+
 from cu_fleet.backends.memory_screen import Screen
 from cu_fleet.model.keys import keysym
 from tests.adapters.desk import picture
 from tests.api.door import Door, open_door
 from tests.controller.fleet import ANA
 from tests.support import run
+
+pytestmark = pytest.mark.slow
 
 TOP = Path(__file__).resolve().parents[2]
 CHECK = {"id": "cu_sc_1", "code": "sensitive_domain", "message": "This looks like a bank."}

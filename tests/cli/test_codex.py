@@ -19,6 +19,8 @@ from tests.cli.test_live import Controller
 from tests.support import run, until
 
 # It says what it was given, and with --wait waits for a signal and tells which came.
+pytestmark = pytest.mark.slow
+
 CODEX = f"""#!{sys.executable}
 import json, os, signal, sys
 from pathlib import Path

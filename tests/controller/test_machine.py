@@ -6,6 +6,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -222,7 +223,7 @@ FleetMachine.TestCase.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
-TestFleetMachine = FleetMachine.TestCase
+TestFleetMachine = pytest.mark.slow(FleetMachine.TestCase)
 
 
 def test_every_stage_that_is_not_gone_is_looked_at() -> None:

@@ -16,6 +16,8 @@ from tests.controller.fleet import ANA
 from tests.mcp.house import failed, house, images, text
 from tests.support import run, until
 
+pytestmark = pytest.mark.slow
+
 CLICK = {"x": 5, "y": 5}
 
 
