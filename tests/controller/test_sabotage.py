@@ -20,6 +20,8 @@ from cu_fleet.testing.saboteurs import CHECKPOINTS, DIE, HANG, LIE, VANISH, Sabo
 from tests.controller.fleet import ANA, Fleet, profile, running
 from tests.support import run, until
 
+pytestmark = pytest.mark.slow
+
 LEFT = "/tmp/left-by-a"
 TRAPS = [
     pytest.param(checkpoint, how, marks=[pytest.mark.slow] if how == HANG else [])
