@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from cu_fleet.backends.base import FileInfo
 from cu_fleet.backends.tree import wipe
+from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import ConflictError, FleetError, InvalidError, NotFoundError, UnavailableError
 
 T = TypeVar("T")
@@ -181,6 +182,25 @@ class Slot:
             finally:
                 os.close(fd)
         return os.fstat(look), look
+
+
+class SlotFiles:
+    """The Files ability of a backend whose desktops have such slots."""
+
+    def __init__(self, slot: Callable[[Handle], Slot]) -> None:
+        self._slot = slot
+
+    async def put(self, handle: Handle, path: str, data: AsyncIterator[bytes], *, mode: int = 0o644) -> int:
+        return await self._slot(handle).put(path, data, mode=mode)
+
+    def get(self, handle: Handle, path: str) -> AsyncIterator[bytes]:
+        return self._slot(handle).get(path)
+
+    async def listing(self, handle: Handle, path: str = "") -> list[FileInfo]:
+        return await self._slot(handle).listing(path)
+
+    async def remove(self, handle: Handle, path: str) -> None:
+        await self._slot(handle).remove(path)
 
 
 class _Writing:

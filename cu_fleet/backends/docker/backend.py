@@ -16,7 +16,6 @@ from cu_fleet.backends.base import (
     Abilities,
     Check,
     Endpoint,
-    FileInfo,
     Found,
     Place,
     Process,
@@ -28,7 +27,7 @@ from cu_fleet.backends.docker import begin, checks
 from cu_fleet.backends.docker.house import House
 from cu_fleet.backends.docker.layout import Desk
 from cu_fleet.backends.docker.snapshots import Snapshots
-from cu_fleet.backends.slot import Slot
+from cu_fleet.backends.slot import Slot, SlotFiles
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import BrokenError, FleetError, UnavailableError
 from cu_fleet.model.profile import Profile
@@ -48,7 +47,7 @@ class DockerBackend:
             snapshots=_Snapshots(self),
             exec=_Exec(self),
             freeze=_Freeze(self),
-            files=_Files(self),
+            files=SlotFiles(self._slot),
             network=_Network(),
             logs=_Logs(self),
             meter=_Meter(self),
@@ -56,6 +55,10 @@ class DockerBackend:
 
     def desk(self, handle: Handle) -> Desk:
         return self.house.layout.desk(str(handle["desktop"]))
+
+    def _slot(self, handle: Handle) -> Slot:
+        desk = self.desk(handle)
+        return Slot(desk.slot, self.house.layout.uid(desk.id))
 
     async def start(self, spec: Spec) -> AsyncIterator[Handle]:
         desk, house, do = self.house.layout.desk(spec.desktop), self.house, self.house.engine.do
@@ -229,24 +232,6 @@ class _Freeze(_Ability):
     async def thaw(self, handle: Handle) -> None:
         desk = self.backend.desk(handle)
         await self.do(lambda api: self.house.thaw(api, desk))
-
-
-class _Files(_Ability):
-    def _slot(self, handle: Handle) -> Slot:
-        desk = self.backend.desk(handle)
-        return Slot(desk.slot, self.house.layout.uid(desk.id))
-
-    async def put(self, handle: Handle, path: str, data: AsyncIterator[bytes], *, mode: int = 0o644) -> int:
-        return await self._slot(handle).put(path, data, mode=mode)
-
-    def get(self, handle: Handle, path: str) -> AsyncIterator[bytes]:
-        return self._slot(handle).get(path)
-
-    async def listing(self, handle: Handle, path: str = "") -> list[FileInfo]:
-        return await self._slot(handle).listing(path)
-
-    async def remove(self, handle: Handle, path: str) -> None:
-        await self._slot(handle).remove(path)
 
 
 class _Network:

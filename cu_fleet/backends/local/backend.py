@@ -10,7 +10,6 @@ from cu_fleet.backends.base import (
     Abilities,
     Check,
     Endpoint,
-    FileInfo,
     Found,
     Place,
     Process,
@@ -22,7 +21,7 @@ from cu_fleet.backends.local import checks, disk, processes
 from cu_fleet.backends.local.house import House, in_thread
 from cu_fleet.backends.local.launch import Launch, Pipes
 from cu_fleet.backends.local.layout import Desk
-from cu_fleet.backends.slot import Slot
+from cu_fleet.backends.slot import Slot, SlotFiles
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import BrokenError
 from cu_fleet.model.profile import Profile
@@ -39,7 +38,7 @@ class LocalBackend:
             snapshots=_Snapshots(self),
             exec=_Exec(self),
             freeze=_Freeze(self),
-            files=_Files(self),
+            files=SlotFiles(self._slot),
             network=_Network(),
             logs=_Logs(self),
             meter=_Meter(self),
@@ -48,6 +47,10 @@ class LocalBackend:
 
     def desk(self, handle: Handle) -> Desk:
         return self.house.layout.desk(str(handle["desktop"]))
+
+    def _slot(self, handle: Handle) -> Slot:
+        desk = self.desk(handle)
+        return Slot(desk.slot, self.house.layout.uid(desk.id))
 
     def start(self, spec: Spec) -> AsyncIterator[Handle]:
         return self.start_over(spec, {})
@@ -152,24 +155,6 @@ class _Freeze(_Ability):
 
     async def thaw(self, handle: Handle) -> None:
         await in_thread(self.house.thaw, self.backend.desk(handle))
-
-
-class _Files(_Ability):
-    def _slot(self, handle: Handle) -> Slot:
-        desk = self.backend.desk(handle)
-        return Slot(desk.slot, self.house.layout.uid(desk.id))
-
-    async def put(self, handle: Handle, path: str, data: AsyncIterator[bytes], *, mode: int = 0o644) -> int:
-        return await self._slot(handle).put(path, data, mode=mode)
-
-    def get(self, handle: Handle, path: str) -> AsyncIterator[bytes]:
-        return self._slot(handle).get(path)
-
-    async def listing(self, handle: Handle, path: str = "") -> list[FileInfo]:
-        return await self._slot(handle).listing(path)
-
-    async def remove(self, handle: Handle, path: str) -> None:
-        await self._slot(handle).remove(path)
 
 
 class _Network:
