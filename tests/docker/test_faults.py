@@ -69,7 +69,7 @@ def test_who_only_wears_our_labels_is_neither_found_nor_removed(engine: PrivateD
     async def body(fleet: Fleet) -> None:
         await fleet.start()
         real = (await fleet.ask(lambda api: api.inspect_container(fleet.name())))["Config"]["Labels"]
-        forged = [real | {"cu-fleet.desktop": "dk_2"}, {k: v for k, v in real.items() if k != "cu-fleet.sign"}]
+        forged = [real, real | {"cu-fleet.desktop": "dk_2"}, {k: v for k, v in real.items() if k != "cu-fleet.sign"}]
         worn = [
             (await fleet.ask(lambda api, labels=labels: api.create_container("cu-fleet/desktop", ["x"], labels=labels)))
             for labels in forged

@@ -129,11 +129,15 @@ class House:
         wanted = [f"{FLEET}={self.layout.fleet}", *([f"{DESKTOP}={desktop}"] if desktop else [])]
         filters = {"label": wanted}
         found = {
-            "container": api.containers(all=True, filters=filters),
+            "container": self._containers(api, wanted),
             "volume": api.volumes(filters=filters).get("Volumes") or [],
             "network": api.networks(filters=filters),
         }
         return {kind: [one for one in some if self.layout.is_ours(one.get("Labels"))] for kind, some in found.items()}
+
+    def _containers(self, api: APIClient, wanted: list[str]) -> list[dict[str, Any]]:
+        found = api.containers(all=True, filters={"label": wanted})
+        return [one for one in found if self.layout.is_our_container(one)]
 
     def found(self, api: APIClient) -> dict[str, list[str]]:
         """Of each desktop that has left anything, what there is of it."""
@@ -163,8 +167,7 @@ class House:
     def of_snapshot(self, api: APIClient, snapshot: str | None = None) -> list[dict[str, Any]]:
         """Containers that are at work for a snapshot."""
         wanted = [f"{FLEET}={self.layout.fleet}", f"{SNAPSHOT}={snapshot}" if snapshot else SNAPSHOT]
-        found = api.containers(all=True, filters={"label": wanted})
-        return [one for one in found if self.layout.is_ours(one.get("Labels"))]
+        return self._containers(api, wanted)
 
     def remove(self, api: APIClient, desk: Desk) -> None:
         self.end(api, desk)

@@ -18,6 +18,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cu_fleet.backends.base import Place
 from cu_fleet.backends.tree import wipe
@@ -95,6 +96,21 @@ class Layout:
         if labels.get(FLEET) != self.fleet or not self.used:
             return False
         return hmac.compare_digest(labels.get(SIGN, ""), self._sign(labels))
+
+    def is_our_container(self, one: Mapping[str, Any]) -> bool:
+        """Of a container it takes its name too: what somebody runs of our snapshots' images inherits their labels."""
+        labels = one.get("Labels") or {}
+        if not self.is_ours(labels):
+            return False
+        if snapshot := labels.get(SNAPSHOT):
+            names = {self.worker(snapshot), self.worker(snapshot, labels.get(DESKTOP, ""))}
+        else:
+            names = {self.desk(labels[DESKTOP]).name}
+        return any(name.removeprefix("/") in names for name in one.get("Names") or ())
+
+    def worker(self, snapshot: str, desktop: str = "") -> str:
+        """The name of the container that saves a snapshot, or that holds it while a desktop gets it."""
+        return "-".join(filter(None, ("cu-fleet", self.snapshot_name(snapshot), desktop)))
 
     def _sign(self, labels: Mapping[str, str]) -> str:
         said = "\0".join(labels.get(name, "") for name in (FLEET, DESKTOP, SNAPSHOT))

@@ -92,7 +92,7 @@ class Snapshots:
             entrypoint=[],
             user="0:0",
             working_dir="/",
-            name=f"cu-fleet-{self.layout.snapshot_name(snapshot)}",
+            name=self.layout.worker(snapshot),
             labels=self.layout.labels(desk.id, **{SNAPSHOT: snapshot}),
             healthcheck={"test": ["NONE"]},
             host_config=config,
@@ -127,7 +127,9 @@ class Snapshots:
                 f"there is no snapshot {spec.snapshot}", code="no_snapshot", snapshot=spec.snapshot
             ) from None
         labels = self.layout.labels(desk.id, **{SNAPSHOT: spec.snapshot})
-        holder = api.create_container(found["Id"], ["true"], labels=labels, network_disabled=True)["Id"]
+        name = self.layout.worker(spec.snapshot, desk.id)
+        made = api.create_container(found["Id"], ["true"], name=name, labels=labels, network_disabled=True)
+        holder = made["Id"]
         try:
             stream, _ = api.get_archive(holder, f"/{STATE}", chunk_size=_CHUNK)
             try:
