@@ -168,6 +168,7 @@ class Desktop(_Blocking[client.Desktop]):
     wait_stable = _waits(client.Desktop.wait_stable)
     wait_change = _waits(client.Desktop.wait_change)
     screenshot = _waits(client.Desktop.screenshot)
+    ui = _waits(client.Desktop.ui)
     windows = _waits(client.Desktop.windows)
     focus = _waits(client.Desktop.focus)
     launch = _waits(client.Desktop.launch)

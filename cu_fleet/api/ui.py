@@ -2,12 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 
 from cu_fleet.api.auth import At
 from cu_fleet.api.problems import raises
 from cu_fleet.api.words import LeaseId
-from cu_fleet.model.ui import Ui
+from cu_fleet.model.ui import Ui, UiPoint
 
 router = APIRouter(prefix="/v1/leases/{lease}", tags=["screen"])
 
@@ -26,3 +26,12 @@ async def ui(
     A window whose `toolkit` is empty tells nothing of what is in it.
     """
     return await at.fleet.ui(at.who, lease, window=window, role=role, text=text, intent=intent)
+
+
+@router.get("/ui/{ref}", summary="Find an element again", responses=raises(404, 409, 410, 423, 501))
+async def where(
+    lease: LeaseId, at: At, ref: Annotated[str, Path(max_length=20, description="As `ui` told it.")]
+) -> UiPoint:
+    """The middle of it now, in pixels of the lease's view. One that is no longer what it was is refused as stale."""
+    x, y = await at.fleet.where(at.who, lease, ref)
+    return UiPoint(x=x, y=y)

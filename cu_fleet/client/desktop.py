@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from cu_fleet.backends.base import FileInfo
 from cu_fleet.client.http import Wire, chunks, error_of, given, read, v1
+from cu_fleet.model.errors import InvalidError
 from cu_fleet.model.request import Done
+from cu_fleet.model.ui import Ui
 from cu_fleet.model.view import LeaseView
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 
 Time = float | str  # seconds, or "15m"
+Step = dict[str, Any]
 Action = Mapping[str, Any]  # {"type": "click", "x": 1, "y": 2}, as in the HTTP API
 Button = Literal["left", "middle", "right", "back", "forward"]
 Format = Literal["png", "jpeg", "webp"]
@@ -103,35 +106,50 @@ class Desktop:
         return Result(done, answer["generation"], image, unchanged, read(Done, why) if why else None)
 
     async def _do(self, intent: str | None, kind: str, frame: str | None = None, **arguments: Any) -> None:
-        result = await self.act([{"type": kind, **given(**arguments)}], intent=intent, frame=frame)
+        await self._all([{"type": kind, **given(**arguments)}], intent, frame)
+
+    async def _all(self, actions: Sequence[Action], intent: str | None, frame: str | None) -> None:
+        result = await self.act(actions, intent=intent, frame=frame)
         for done in result.done:
             if not done.ok:
                 raise error_of({"status": 500, "code": done.code or "failed", "detail": done.detail or "not done"})
 
     async def click(
         self,
-        x: int,
-        y: int,
+        x: int | None = None,
+        y: int | None = None,
         *,
+        ref: str | None = None,
         button: Button = "left",
         count: int = 1,
         modifiers: Sequence[str] = (),
         frame: str | None = None,
         intent: str | None = None,
     ) -> None:
-        await self._do(intent, "click", frame, x=x, y=y, button=button, count=count, modifiers=list(modifiers))
+        """At a point, or at an element that `ui` told of."""
+        at, frame = await self._at(x, y, ref, frame)
+        await self._do(intent, "click", frame, **at, button=button, count=count, modifiers=list(modifiers))
 
     async def double_click(
         self,
-        x: int,
-        y: int,
+        x: int | None = None,
+        y: int | None = None,
         *,
+        ref: str | None = None,
         button: Button = "left",
         modifiers: Sequence[str] = (),
         frame: str | None = None,
         intent: str | None = None,
     ) -> None:
-        await self._do(intent, "click", frame, x=x, y=y, button=button, count=2, modifiers=list(modifiers))
+        await self.click(x, y, ref=ref, button=button, count=2, modifiers=modifiers, frame=frame, intent=intent)
+
+    async def _at(self, x: int | None, y: int | None, ref: str | None, frame: str | None) -> tuple[Step, str | None]:
+        """A point, and the picture that it is one of; an element's is one of the lease's view."""
+        if (x is None) != (y is None) or (x is None) == (ref is None):
+            raise InvalidError("give x and y, or the ref of an element", code="bad_argument")
+        if ref is None:
+            return {"x": x, "y": y}, frame
+        return dict((await self._call("GET", "ui", ref)).json()), None
 
     async def move(self, x: int, y: int, *, frame: str | None = None, intent: str | None = None) -> None:
         await self._do(intent, "move", frame, x=x, y=y)
@@ -198,9 +216,13 @@ class Desktop:
     async def hold_key(self, keys: str, seconds: float, *, intent: str | None = None) -> None:
         await self._do(intent, "hold_key", keys=keys, seconds=seconds)
 
-    async def type(self, text: str, *, intent: str | None = None) -> None:
-        """Any Unicode, as keys."""
-        await self._do(intent, "type", text=text)
+    async def type(self, text: str, *, ref: str | None = None, intent: str | None = None) -> None:
+        """Any Unicode, as keys; into an element that `ui` told of, which is clicked first, or where the focus is."""
+        if ref is None:
+            await self._do(intent, "type", text=text)
+            return
+        at, _ = await self._at(None, None, ref, None)
+        await self._all([{"type": "click", **at}, {"type": "type", "text": text}], intent, None)
 
     async def paste(self, text: str, *, intent: str | None = None) -> None:
         """Any Unicode, through the clipboard."""
@@ -315,6 +337,16 @@ class Desktop:
         names = ("frame", "sha256", "width", "height", "age", "within", "scale", "generation", "format", "settled")
         facts = {name: answer.headers.get(f"Cu-Fleet-{name}") for name in names}
         return _picture({**facts, "settled": _SETTLED[facts["settled"]]}, answer.content)
+
+    async def ui(self, *, window: str = "", role: str = "", text: str = "", intent: str | None = None) -> Ui:
+        """What the programs say of what they show: windows and elements, each with a `ref` that clicks and typing take.
+
+        Of the active window, or of those with `window` in their title or program; only elements of that `role` (such as
+        button, entry, link), or with `text` in their name or value. A window without a `toolkit` tells nothing of what
+        is in it. A reference that no longer stands for what it did is refused as `stale`.
+        """
+        query = {"window": window, "role": role, "text": text}
+        return read(Ui, (await self._call("GET", "ui", query=given(**query, intent=intent))).json())
 
     async def windows(self) -> list[dict[str, Any]]:
         """Each with id, title, class, pid, x, y, width, height and focused."""

@@ -34,3 +34,10 @@ class Ui(Value):
     nodes: tuple[UiNode, ...] = Field(max_length=1000)
     left_out: int = 0  # branches not looked into, for there were too many
     silent: tuple[Text, ...] = ()  # programs that did not answer
+
+
+class UiPoint(Value):
+    """Where to click, in pixels of the lease's view."""
+
+    x: int
+    y: int

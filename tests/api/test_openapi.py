@@ -17,7 +17,8 @@ POST /v1/leases/{lease}/resume; POST /v1/leases/{lease}/take; POST /v1/leases/{l
 POST /v1/leases/{lease}/reassign; POST /v1/leases/{lease}/actions; GET /v1/leases/{lease}/screenshot;
 GET /v1/leases/{lease}/files; GET /v1/leases/{lease}/files/{path}; PUT /v1/leases/{lease}/files/{path};
 DELETE /v1/leases/{lease}/files/{path}; GET /v1/leases/{lease}/windows; POST /v1/leases/{lease}/focus;
-GET /v1/leases/{lease}/ui; POST /v1/leases/{lease}/launch; GET /v1/leases/{lease}/clipboard;
+GET /v1/leases/{lease}/ui; GET /v1/leases/{lease}/ui/{ref}; POST /v1/leases/{lease}/launch;
+GET /v1/leases/{lease}/clipboard;
 PUT /v1/leases/{lease}/clipboard;
 GET /v1/desktops; GET /v1/desktops/{desktop}; DELETE /v1/desktops/{desktop}; POST /v1/desktops/{desktop}/exec;
 POST /v1/desktops/{desktop}/freeze; POST /v1/desktops/{desktop}/thaw; GET /v1/desktops/{desktop}/logs;
@@ -115,6 +116,7 @@ def test_what_answers_fits_what_is_documented(tmp_path: Path, document: dict[str
     """Each status that comes back over HTTP for some ordinary questions is one the document names."""
 
     ids = {"lease": "ls_x", "desktop": "dk_x", "snapshot": "sn_x", "name": "nobody", "path": "f", "sha256": "0" * 64}
+    ids["ref"] = "e1"
 
     async def body() -> None:
         async with open_door(tmp_path) as door, door.socket_client() as http:

@@ -25,6 +25,7 @@ from cu_fleet.model.errors import (
     UnauthorizedError,
     UnavailableError,
 )
+from cu_fleet.model.ui import Ui, UiNode, UiWindow
 from tests.api.door import Door, open_door, served
 from tests.controller.fleet import ANA, profile, running
 from tests.support import run, until
@@ -666,5 +667,42 @@ def test_closing_the_fleet_ends_what_it_has_under_way(tmp_path: Path) -> None:
             await fleet.close()
             assert not [t for t in asyncio.all_tasks() if t.get_name().startswith(("renew", "release", "ask"))]
             assert await _states(door) == {"a": "active"}  # it lives by time
+
+    run(body())
+
+
+def test_elements_are_found_clicked_and_typed_into_by_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        async with connected(tmp_path) as (door, fleet), fleet.lease(agent="a", profile="local") as desktop:
+            asked: list[object] = []
+            node = UiNode(ref="e7", depth=0, role="button", name="Buy", box=(20, 10, 30, 20), x=35, y=20)
+
+            async def ui(who: object, lease: str, **words: object) -> Ui:
+                asked.append(words)
+                return Ui(windows=(UiWindow(title="Shop", app="shop", toolkit="gtk"),), nodes=(node,))
+
+            async def where(who: object, lease: str, ref: str) -> tuple[int, int]:
+                if ref != node.ref:
+                    raise ConflictError(f"{ref} is not known (any more)", code="helper_stale")
+                return node.x, node.y
+
+            monkeypatch.setattr(door.fleet.controller, "ui", ui)
+            monkeypatch.setattr(door.fleet.controller, "where", where)
+            (found,) = (await desktop.ui(role="button", text="Buy", intent="buy")).nodes
+            assert asked == [{"window": "", "role": "button", "text": "Buy", "intent": "buy"}]
+            await desktop.click(ref=found.ref)
+            await desktop.type("x", ref=found.ref)
+            (inside,) = door.fleet.world.desktops.values()
+            assert inside.events.count(("pointer", 35, 20, 1)) >= 2
+            assert inside.events.index(("key", ord("x"), True)) > inside.events.index(("pointer", 35, 20, 1))
+            before = len(inside.events)
+            with pytest.raises(ConflictError, match="not known"):
+                await desktop.type("y", ref="e8")
+            for wrong in ({"x": 1, "y": 2, "ref": "e7"}, {"x": 1}, {}):
+                with pytest.raises(InvalidError, match="the ref of an element"):
+                    await desktop.double_click(**wrong)  # type: ignore[arg-type]
+            assert len(inside.events) == before
 
     run(body())

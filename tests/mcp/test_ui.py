@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
 import httpx2
 import pytest
 from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
 
+from cu_fleet.client import Fleet
+from cu_fleet.model.errors import ConflictError
 from tests.acceptance.home import Home, home
 from tests.mcp.house import failed, text
 from tests.support import run, until
@@ -127,18 +128,29 @@ def test_toolkits_are_told_apart_and_their_elements_are_used(house: Home) -> Non
             assert 'was the push button "Hello Ünal", and is the push button "Hello' in words
             assert "ask ui again" in words
             await found(session, '"Hello', window="Gtk form", role="button")
-            await over_http(lease)
+            await by_the_client(lease)
 
     run(body(), timeout=180)
 
 
-async def over_http(lease: dict[str, Any]) -> None:
-    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {lease['token']}"}, trust_env=False) as http:
-        answer = await http.get(f"{lease['url']}/v1/leases/{lease['lease']}/ui", params={"role": "button"}, timeout=60)
-        assert answer.status_code == 200, answer.text
-        told = answer.json()
-    assert {window["toolkit"] for window in told["windows"]} >= {"gtk", "Qt", ""}
-    assert any(node["name"].startswith("Hello") for node in told["nodes"])
+async def by_the_client(lease: dict[str, Any]) -> None:
+    """The same with the Python client: found by role and text, clicked and typed into by reference."""
+    async with Fleet.connect(url=lease["url"], token=lease["token"]) as fleet:
+        desktop = await fleet.open(lease["lease"])
+        told = await desktop.ui(role="button")
+        assert {window.toolkit for window in told.windows} >= {"gtk", "Qt", ""}
+        (entry,) = (await desktop.ui(window="Gtk form", role="text")).nodes
+        (greet,) = (await desktop.ui(window="Gtk form", text="Hello")).nodes
+        await desktop.key("ctrl+a")
+        await desktop.type("Özil", ref=entry.ref, intent="greet another")
+        await desktop.click(ref=greet.ref)
+
+        async def greeted() -> bool:
+            return bool((await desktop.ui(window="Gtk form", text="Özil", role="push button")).nodes)
+
+        await until(greeted, timeout=20, every=0.2)
+        with pytest.raises(ConflictError, match="ask ui again"):
+            await desktop.click(ref="e99999")
 
 
 def test_a_page_in_chromium_is_read_and_used(house: Home) -> None:
