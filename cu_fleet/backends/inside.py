@@ -132,7 +132,7 @@ def screen(profile: Profile, label: str, *, opengl: bool) -> list[str]:
     size = profile.screen
     words = f"""Xvnc :0 -geometry {size.width}x{size.height} -depth 24 -dpi {size.dpi} -nolisten tcp -noreset
         -rfbport -1 -rfbunixpath {guest.RUN}/rfb.sock -rfbunixmode 0600 -SecurityTypes None -UseBlacklist=0
-        -FrameRate 250 -AlwaysShared -AcceptSetDesktopSize=0 -IdleTimeout 0 -s 0""".split()
+        -FrameRate 1000 -AlwaysShared -AcceptSetDesktopSize=0 -IdleTimeout 0 -s 0""".split()
     return [*words, *([] if opengl else ["-extension", "GLX"]), "-desktop", label]
 
 

@@ -16,7 +16,7 @@ from cu_fleet.model.errors import UnavailableError
 from cu_fleet.rfb.screen import Screen
 
 _XVNC = """Xvnc :0 -geometry {width}x{height} -depth 24 -nolisten tcp -noreset -rfbport -1 -rfbunixpath /mnt/rfb.sock
-    -SecurityTypes None -UseBlacklist=0 -FrameRate 250 -AlwaysShared -AcceptSetDesktopSize=0"""
+    -SecurityTypes None -UseBlacklist=0 -FrameRate 1000 -AlwaysShared -AcceptSetDesktopSize=0"""
 _BWRAP = """bwrap --unshare-all --die-with-parent --ro-bind / / --dev /dev --proc /proc --tmpfs /tmp
     --bind {folder} /mnt --"""
 _WITHIN = 30.0

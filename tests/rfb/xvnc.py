@@ -33,7 +33,7 @@ class Xvnc:
         self.process = subprocess.Popen(
             [
                 *("Xvnc", "-displayfd", str(write), "-rfbunixpath", str(self.path), "-rfbport", "-1"),
-                *("-geometry", "1280x800", "-depth", "24", "-nolisten", "tcp", "-noreset", "-FrameRate", "250"),
+                *("-geometry", "1280x800", "-depth", "24", "-nolisten", "tcp", "-noreset", "-FrameRate", "1000"),
                 *(*security, *options),
             ],
             pass_fds=[write],
