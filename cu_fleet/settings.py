@@ -30,6 +30,9 @@ class Settings(Value):
     backend_timeout: Seconds = Field(30.0, description="How long a backend may take to stop, list or free something.")
     snapshot_timeout: Seconds = Field(600.0, description="How long saving a desktop's state may take.")
     evidence: bool = Field(True, description="Keep the last frame of a revoked desktop.")
+    approval_timeout: Seconds = Field(
+        600.0, gt=0, description="How long a person may take to answer what an agent asks; and the agent then to act."
+    )
     frames_quota: Size = Field(2 << 30, description="Bytes of kept frames; past it the oldest go first.")
     frames_for: Seconds = Field(7 * 86400.0, description="How long a frame is kept, or until its lease is forgotten.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")

@@ -12,6 +12,7 @@ from cu_fleet.backends.base import Backend
 from cu_fleet.controller.accessible import Accessible
 from cu_fleet.controller.acting import Acting
 from cu_fleet.controller.actor import Actors
+from cu_fleet.controller.approving import Approving
 from cu_fleet.controller.clock import Clock, RealClock
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.desktops import Desktops
@@ -71,12 +72,13 @@ class Controller:
         self._accessible = accessible = Accessible(core, acting, inside)
         self.actors.beside, self.keeper.forget_inside = inside, self._forget_inside
         self._snapshots = snapshots = Snapshots(core, self.actors, self.keeper)
+        self.approving = approving = Approving(core, self.actors, acting)
         people = People(core)
         self._chronicle = chronicle = Chronicle(core)
         self._desktops = desktops = Desktops(core, self.keeper, self.started_at)
         self.sweeper = Sweeper(core, snapshots, frames, acting.looking)
         self._passing = Passing(core, ending, chronicle, self.sweeper)
-        self._recovery = Recovery(core, self.actors, self.keeper, acting, snapshots)
+        self._recovery = Recovery(core, self.actors, self.keeper, acting, snapshots, approving)
 
         self.caller = people.caller
         self.agents, self.add_agent, self.remove_agent = people.agents, people.add_agent, people.remove_agent
@@ -89,6 +91,8 @@ class Controller:
         self.pause, self.resume, self.take = supervising.pause, supervising.resume, supervising.take
         self.revoke, self.reassign = supervising.revoke, supervising.reassign
         self.act, self.screenshot = acting.act, acting.screenshot
+        self.ask_approval, self.answer = approving.ask_actions, approving.answer
+        self.approvals, self.approval = approving.listing, approving.get
         self.frames, self.frame, self.prune_frames = frames.listing, frames.get, frames.prune
         self.files, self.put_file = inside.files, inside.put_file
         self.get_file, self.remove_file = inside.get_file, inside.remove_file

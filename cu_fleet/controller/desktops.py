@@ -10,6 +10,7 @@ from cu_fleet import __version__
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.keeper import Keeper
 from cu_fleet.model.access import Caller, Role
+from cu_fleet.model.approval import Approval, ApprovalState
 from cu_fleet.model.desktop import NOT_GONE, TAKES_ROOM, Desktop, Event, Handle, Stage, moved
 from cu_fleet.model.errors import ConflictError, FleetError
 from cu_fleet.model.lease import LIVE, Lease, LeaseState
@@ -125,6 +126,7 @@ class Desktops:
                 "reserved_bytes": sum(profile.reserve for profile in known),
             },
             "leases": {"active": leases["active"], "waiting": leases["waiting"]},
+            "approvals": {"waiting": len(tx.find(Approval, state=ApprovalState.WAITING))},
             "desktops": dict(Counter(x.stage.value for x in desktops)),
             "audit": {"entries": head.seq if head else 0, "alarm": self.core.alarm or None},
         }
@@ -140,6 +142,7 @@ class Desktops:
             lines.extend(f"cu_fleet_{name}{labels} {value:g}" for labels, value in values.items())
 
         gauge("leases", "Live leases.", {f'{{state="{k}"}}': v for k, v in status["leases"].items()})
+        gauge("approvals_waiting", "What waits for a person's answer.", {"": status["approvals"]["waiting"]})
         gauge("desktops", "Desktops by stage.", {f'{{stage="{k}"}}': v for k, v in status["desktops"].items()})
         gauge("desktops_most", "Desktops there is room for.", {"": status["capacity"]["desktops"]})
         gauge("reserved_bytes", "Memory set aside.", {"": status["capacity"]["reserved_bytes"]})

@@ -11,11 +11,12 @@ from contextlib import asynccontextmanager
 from cu_fleet.controller.actor import Actor, Actors
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.keeper import free_resources
+from cu_fleet.controller.pending import void
 from cu_fleet.model import lease as lifecycle
 from cu_fleet.model.access import FOREVER, Agent
 from cu_fleet.model.desktop import Desktop, Event, Stage, moved
 from cu_fleet.model.errors import FleetError
-from cu_fleet.model.lease import Control, Lease, LeaseState, why_not
+from cu_fleet.model.lease import ENDS, Control, Lease, LeaseState, why_not
 from cu_fleet.model.names import new_id
 from cu_fleet.model.snapshot import Snapshot
 from cu_fleet.stores.base import Tx
@@ -45,6 +46,7 @@ class Ending:
             lease = self.core.get_lease(tx, lease_id)
             if not lease.live:
                 return
+            lease = void(self.core, tx, lease, by, f"the lease {ENDS[state]}{f': {reason}' if reason else ''}")
             over = lifecycle.ended(lease, state, self.core.now(), reason=reason, by=by)
             tx.put(over)
             free_resources(tx, over)

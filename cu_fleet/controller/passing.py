@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 
 from cu_fleet.controller.bounding import Bounding
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.ending import Ending
+from cu_fleet.controller.pending import deadlines, expire
 from cu_fleet.controller.record import Chronicle
 from cu_fleet.controller.sweeping import Sweeper
 from cu_fleet.model.errors import FleetError
@@ -62,18 +64,20 @@ class Passing:
     async def _expire(self) -> float:
         now = self.core.now()
 
-        def live(tx: Tx) -> list[Lease]:
-            return tx.find(Lease, state=tuple(state.value for state in LIVE))
+        def live(tx: Tx) -> tuple[list[Lease], list[float]]:
+            return tx.find(Lease, state=tuple(state.value for state in LIVE)), deadlines(tx)
 
-        leases = await self.core.read(live)
+        leases, questions = await self.core.read(live)
+        if min(questions, default=math.inf) <= now:
+            await self.core.change(lambda tx: expire(self.core, tx))
         for lease in leases:
             if lease.state is LeaseState.ACTIVE and lease.expires_at is not None and lease.expires_at <= now:
                 await self._run_out(lease, now)
             elif lease.state is LeaseState.WAITING and lease.wait_until is not None and lease.wait_until <= now:
                 waited = f"it waited {now - lease.asked_at:.0f} s, as long as it was asked to"
                 await self.ending.end(lease.id, LeaseState.CANCELLED, reason=waited, by="controller")
-        times = [at for x in leases for at in (x.expires_at, x.wait_until) if at is not None and at > now]
-        return min(times, default=now + _IDLE)
+        times = [at for x in leases for at in (x.expires_at, x.wait_until)]
+        return min((at for at in (*times, *questions) if at is not None and at > now), default=now + _IDLE)
 
     async def _run_out(self, lease: Lease, now: float) -> None:
         """The lease may have been renewed since it was read: then it has not run out."""

@@ -7,6 +7,7 @@ import math
 
 from cu_fleet.controller.acting import Acting
 from cu_fleet.controller.actor import Actors
+from cu_fleet.controller.approving import Approving
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.keeper import Keeper
 from cu_fleet.controller.permit import may_not
@@ -22,18 +23,22 @@ log = logging.getLogger(__name__)
 
 
 class Recovery:
-    def __init__(self, core: Core, actors: Actors, keeper: Keeper, acting: Acting, snapshots: Snapshots) -> None:
+    def __init__(
+        self, core: Core, actors: Actors, keeper: Keeper, acting: Acting, snapshots: Snapshots, approving: Approving
+    ) -> None:
         self.core = core
         self.actors = actors
         self.keeper = keeper
         self.acting = acting
         self.snapshots = snapshots
+        self.approving = approving
 
     async def recover(self) -> None:
         down = await self.core.note(self._set_clocks)
         if down:
             log.info("started again after %.1f s", down)
         await self.acting.interrupted()
+        await self.approving.recover(down)
         await self._half_saved()
         desktops, leases = await self.core.read(self._everything)
         for lease in leases:

@@ -5,6 +5,7 @@ from cu_fleet.controller.actor import Actors
 from cu_fleet.controller.core import Core, stale
 from cu_fleet.controller.helpers import cannot
 from cu_fleet.controller.keeper import Keeper
+from cu_fleet.controller.pending import void
 from cu_fleet.model.access import Caller, Role
 from cu_fleet.model.desktop import NOT_GONE, RUNNING, Desktop, Event, Stage, moved
 from cu_fleet.model.errors import ConflictError, NotFoundError
@@ -71,6 +72,7 @@ class Snapshots:
         fenced.append(desktop.id)
         generation = desktop.generation + 1
         tx.put(moved(desktop, Event.CLEAN, target=snapshot.id, generation=generation))
+        lease = void(self.core, tx, lease, who.who, f"the desktop was put back to snapshot {snapshot.id}")
         tx.put(lease.but(generation=generation))
         facts: dict[str, object] = {"snapshot": snapshot.id, "data_of": snapshot.agent}
         self.core.record(tx, "snapshot.restore", who.who, lease=lease, facts=facts)

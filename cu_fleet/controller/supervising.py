@@ -5,6 +5,7 @@ from cu_fleet.controller.core import Core, in_words
 from cu_fleet.controller.ending import Ending
 from cu_fleet.controller.keeper import free_resources
 from cu_fleet.controller.leasing import Leasing
+from cu_fleet.controller.pending import void
 from cu_fleet.model import lease as lifecycle
 from cu_fleet.model.access import Agent, Caller, Role, check_bar
 from cu_fleet.model.desktop import Event, moved
@@ -41,6 +42,8 @@ class Supervising:
         def work(tx: Tx) -> None:
             lease = self._steered(tx, who, lease_id)
             _must_be_active(lease)
+            if control is Control.HUMAN:
+                lease = void(self.core, tx, lease, who.who, "a person has taken over")
             lease = lifecycle.stopped_clock(lease, control, self.core.now(), reason=reason, by=who.who, looking=looking)
             tx.put(lease)
             what = "lease.taken" if control is Control.HUMAN else "lease.paused"
@@ -116,6 +119,7 @@ class Supervising:
             receiver = Agent(name=to, created_at=now)
             tx.put(receiver)
         check_bar(receiver, now, in_words(receiver.barred_until))
+        old = void(self.core, tx, old, who.who, f"the desktop was given to agent {to}")
         over = lifecycle.ended(old, LeaseState.REASSIGNED, now, reason=why, by=who.who)
         tx.put(over)
         free_resources(tx, over)

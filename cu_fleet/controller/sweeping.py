@@ -7,6 +7,7 @@ import shutil
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.frames import Frames
 from cu_fleet.controller.looking import Looking
+from cu_fleet.controller.pending import forget
 from cu_fleet.controller.snapshots import Snapshots
 from cu_fleet.model.desktop import Desktop, Stage
 from cu_fleet.model.errors import FleetError
@@ -80,6 +81,7 @@ class Sweeper:
             for desktop in tx.find(Desktop, stage=Stage.GONE.value):
                 if desktop.id not in kept and desktop.created_at < before:
                     tx.delete(desktop)
+            forget(tx, before)
             return [lease.id for lease in old]
 
         for lease in await self.core.read(work):

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from cu_fleet.model.record import Record
 
-Why = Literal["before", "after", "shown", "evidence"]
+Why = Literal["before", "after", "shown", "approval", "evidence"]
 Keep = Literal["none", "actions", "all"]
 
 
@@ -18,7 +18,7 @@ class KeptFrame(Record):
     desktop: str
     generation: int
     sha256: str  # of the file
-    why: Why  # before or after an action, handed out, or the last one when the lease was revoked
+    why: Why  # before or after an action, handed out, when a person was asked, or the last one of a revoked lease
     at: float  # when it was last seen
     width: int
     height: int

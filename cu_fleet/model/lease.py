@@ -1,7 +1,7 @@
 """A lease: the exclusive right of one agent to one whole desktop, until a time.
 
-A lease lives by its clock, not by a connection. The clock stands still while the lease is paused or a person has
-taken over: then `expires_at` is None and `remaining` holds the seconds it will get back.
+A lease lives by its clock, not by a connection. The clock stands still while the lease is paused, a person has taken
+over, or is to answer something: then `expires_at` is None and `remaining` holds the seconds it will get back.
 """
 
 from enum import StrEnum
@@ -64,6 +64,7 @@ class Lease(Record):
     reason: str = ""  # why it is paused or over, in the words the agent will read
     by: str = ""  # who paused or ended it
     looking: bool = True  # whether a paused agent may still look
+    approvals: tuple[str, ...] = ()  # what it waits for a person to answer
 
     @property
     def live(self) -> bool:
@@ -97,9 +98,25 @@ def stopped_clock(lease: Lease, control: Control, now: float, *, reason: str, by
 
 
 def resumed(lease: Lease, now: float) -> Lease:
-    """Back to the agent, with the time it had left (at least a few seconds, so that it can notice)."""
-    left = max(lease.remaining or 0.0, 10.0) if lease.expires_at is None else lease.expires_at - now
-    return lease.but(control=Control.AGENT, expires_at=now + left, remaining=None, reason="", by="", looking=True)
+    """Back to the agent, with the time it had left."""
+    return _ticking(lease.but(control=Control.AGENT, reason="", by="", looking=True), now)
+
+
+def asking(lease: Lease, approval: str, now: float) -> Lease:
+    """It waits for a person's answer: no time passes for it."""
+    remaining = lease.remaining if lease.expires_at is None else max(0.0, lease.expires_at - now)
+    return lease.but(approvals=(*lease.approvals, approval), expires_at=None, remaining=remaining)
+
+
+def answered(lease: Lease, approval: str, now: float) -> Lease:
+    return _ticking(lease.but(approvals=tuple(one for one in lease.approvals if one != approval)), now)
+
+
+def _ticking(lease: Lease, now: float) -> Lease:
+    """Its clock goes on if it waits for nobody any more, with a few seconds at least, so that its agent can notice."""
+    if lease.expires_at is not None or lease.control is not Control.AGENT or lease.approvals:
+        return lease
+    return lease.but(expires_at=now + max(lease.remaining or 0.0, 10.0), remaining=None)
 
 
 def slept(lease: Lease, down: float) -> Lease:
@@ -119,10 +136,11 @@ def ended(lease: Lease, state: LeaseState, now: float, *, reason: str, by: str) 
         wait_until=None,
         reason=reason,
         by=by,
+        approvals=(),
     )
 
 
-_ENDS = {
+ENDS = {
     LeaseState.RELEASED: "was released",
     LeaseState.EXPIRED: "ran out of time",
     LeaseState.REVOKED: "was revoked",
@@ -167,7 +185,7 @@ def _over(lease: Lease) -> LeaseOverError:
         LeaseState.LOST: "acquire a new lease",
     }
     return LeaseOverError(
-        f"lease {lease.id} {_ENDS[lease.state]}{by}{why}",
+        f"lease {lease.id} {ENDS[lease.state]}{by}{why}",
         remedy=remedies.get(lease.state, ""),
         code=f"lease_{lease.state.value}",
         lease=lease.id,

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cu_fleet.model.access import Agent, Grants, Operator
+from cu_fleet.model.approval import Approval, Check
 from cu_fleet.model.desktop import Desktop
 from cu_fleet.model.frame import KeptFrame
 from cu_fleet.model.geometry import Geometry
@@ -43,6 +44,7 @@ class LeaseView(Value):
     place: int | None = None  # place in the queue, from 1
     message: str | None = None  # waiting: for what and behind whom, in words
     holder: dict[str, Any] | None = None  # waiting: {"agent", "lease", "until"} of who has what it waits for
+    approvals: tuple[str, ...] = ()  # what it waits for a person to answer
     waiters: int = 0  # how many wait for what this lease holds
     token: str | None = None  # only for the caller it belongs to, and the operator who acquired it
     url: str | None = None
@@ -76,7 +78,49 @@ def lease_view(lease: Lease, desktop: Desktop | None, now: float, **more: Any) -
         remaining=None if remaining is None else round(remaining, 1),
         reason=lease.reason,
         by=lease.by,
+        approvals=lease.approvals,
         **more,
+    )
+
+
+class ApprovalView(Value):
+    approval: str
+    kind: str
+    state: str
+    lease: str
+    agent: str
+    desktop: str | None
+    generation: int | None
+    subject: str
+    reason: str
+    checks: tuple[Check, ...]
+    actions: tuple[dict[str, object], ...]  # in pixels of the screen
+    facts: dict[str, object]
+    frame: str | None  # of the screen when it was asked: a kept frame
+    scope: str
+    asked_at: str
+    asked_by: str
+    deadline: str | None
+    remaining: float | None  # seconds left for the answer, or for its use
+    by: str
+    answer: str
+    answered_at: str | None
+    settled_at: str | None
+    result: dict[str, object] | None
+
+
+def approval_view(approval: Approval, now: float) -> ApprovalView:
+    own = approval.model_dump(exclude={"id", "kind", "state", "checks", "scope"})
+    times = {name: iso(own[name]) for name in ("asked_at", "deadline", "answered_at", "settled_at")}
+    remaining = None if approval.settled_at else round(max(0.0, approval.deadline - now), 1)
+    return ApprovalView(
+        **{**own, **times},
+        approval=approval.id,
+        kind=approval.kind.value,
+        state=approval.state.value,
+        scope=approval.scope.value,
+        checks=approval.checks,
+        remaining=remaining,
     )
 
 

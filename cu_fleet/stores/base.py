@@ -35,7 +35,7 @@ class Tx(Protocol):
 
     def get(self, kind: type[R], key: str) -> R | None: ...
 
-    def find(self, kind: type[R], **equal: object) -> list[R]:
+    def find(self, kind: type[R], /, **equal: object) -> list[R]:
         """The records whose columns equal the values given (a tuple, list or set means any of them), oldest first."""
         ...
 

@@ -63,7 +63,7 @@ class SqlTx:
         rows = self._do(table_of(kind).get, {"key": key})
         return record_of(kind, str(rows[0][0])) if rows else None
 
-    def find(self, kind: type[R], **equal: object) -> list[R]:
+    def find(self, kind: type[R], /, **equal: object) -> list[R]:
         _not_the_chain(kind)
         table = table_of(kind)
         terms, params = table.where(equal)
