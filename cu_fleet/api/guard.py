@@ -8,6 +8,7 @@ they are read. An exception that nobody expected is logged here, once, and only 
 import asyncio
 import ipaddress
 import logging
+import math
 import re
 import socket
 import time
@@ -24,6 +25,7 @@ from cu_fleet.model.errors import DeniedError, FleetError
 MAX_BODY = 32 << 20
 MAX_FILE = 1 << 30
 _FILE = re.compile(r"/v1/leases/[^/]+/files/")
+_INPUT = re.compile(r"/v1/desktops/[^/]+/exec/[^/]+/input")  # goes straight on, and is kept nowhere
 _READ = {b"host", b"origin", b"content-length"}
 _ALWAYS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 _log = logging.getLogger("cu_fleet.api")
@@ -45,7 +47,7 @@ class Guard:
             raise RuntimeError(f"the door speaks HTTP, not {scope['type']}")
         answering = _Answering(scope, send)
         try:
-            limit = MAX_FILE if scope["method"] == "PUT" and _FILE.match(scope["path"]) else MAX_BODY
+            limit = _limit(scope) if scope["method"] == "PUT" else MAX_BODY
             self._check(scope, limit)
             await self._app(scope, _bounded(receive, limit), answering.send)
         except FleetError as error:
@@ -61,7 +63,7 @@ class Guard:
                 raise  # in the middle of a body: the server logs it and cuts the connection, so that it shows
             _log.exception("%s %s failed", scope["method"], scope["path"])
 
-    def _check(self, scope: Scope, limit: int) -> None:
+    def _check(self, scope: Scope, limit: float) -> None:
         headers = {name: value.decode("latin-1") for name, value in reversed(scope["headers"]) if name in _READ}
         host = headers.get(b"host", "")
         if SOCKET_OWNER not in scope and host != self._usual:
@@ -112,7 +114,13 @@ class _Answering:
         await self._send(message)
 
 
-def _bounded(receive: Receive, limit: int) -> Receive:
+def _limit(scope: Scope) -> float:
+    if _INPUT.fullmatch(scope["path"]):
+        return math.inf
+    return MAX_FILE if _FILE.match(scope["path"]) else MAX_BODY
+
+
+def _bounded(receive: Receive, limit: float) -> Receive:
     seen = 0
 
     async def receive_some() -> Message:
@@ -127,7 +135,9 @@ def _bounded(receive: Receive, limit: int) -> Receive:
     return receive_some
 
 
-def _too_large(limit: int) -> TooLargeError:
+def _too_large(limit: float) -> TooLargeError:
     return TooLargeError(
-        f"the body is larger than {limit >> 20} MiB", remedy="send less at once, or a file under …/files", limit=limit
+        f"the body is larger than {int(limit) >> 20} MiB",
+        remedy="send less at once, or a file under …/files",
+        limit=limit,
     )

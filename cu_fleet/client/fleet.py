@@ -8,13 +8,13 @@ import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 from cu_fleet.client.desktop import Desktop, Time
 from cu_fleet.client.http import Wire, given, lines, read, read_line, v1
 from cu_fleet.client.lease import Errands, Leasing
 from cu_fleet.model.audit import Entry
-from cu_fleet.model.errors import TooLongError, UnavailableError
+from cu_fleet.model.errors import FleetError, TooLongError, UnavailableError
 from cu_fleet.model.profile import Profile
 from cu_fleet.model.snapshot import Snapshot
 from cu_fleet.model.view import AgentView, DesktopView, FrameView, LeaseView, OperatorView
@@ -190,19 +190,20 @@ class Fleet:
         *,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
-        stdin: bytes = b"",
+        stdin: bytes | AsyncIterator[bytes] = b"",
         timeout: Time | None = None,
+        linger: Time | None = None,
     ) -> "Command":
         """Run a command inside; it is ended when the block is left before it ends by itself.
+
+        `stdin` may also come while it runs. `linger`: how long programs it left running may hold on to its output.
 
         async with fleet.exec("dk_…", ["ls"]) as command:
             async for stream, data in command: …        # (1, from stdout), (2, from stderr)
             command.exit_code
         """
-        asked = given(argv=list(argv), cwd=cwd, env=dict(env) if env else None, timeout=timeout)
-        if stdin:
-            asked["stdin"] = base64.b64encode(stdin).decode()
-        return Command(self._wire, v1("desktops", desktop, "exec"), asked)
+        asked = given(argv=list(argv), cwd=cwd, env=dict(env) if env else None, timeout=timeout, linger=linger)
+        return Command(self._wire, v1("desktops", desktop, "exec"), asked, stdin)
 
     async def run(
         self,
@@ -364,9 +365,14 @@ class Fleet:
 class Command:
     """A command running inside a desktop: what it says, and then `exit_code`."""
 
-    def __init__(self, wire: Wire, where: str, asked: dict[str, Any]) -> None:
+    def __init__(self, wire: Wire, where: str, asked: dict[str, Any], stdin: bytes | AsyncIterator[bytes]) -> None:
         self._wire, self._where, self._asked = wire, where, asked
-        self._output: AsyncIterator[tuple[int, bytes]] | None = None
+        self._input = None if isinstance(stdin, bytes) else stdin
+        if self._input is not None:
+            self._asked["input"] = True
+        elif stdin:
+            self._asked["stdin"] = base64.b64encode(cast(bytes, stdin)).decode()
+        self._feeding: asyncio.Task[None] | None = None
         self.exit_code: int | None = None
 
     async def __aenter__(self) -> Self:
@@ -375,7 +381,12 @@ class Command:
         return self
 
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
-        await self._streaming.__aexit__(kind, error, trace)
+        try:
+            if self._feeding:
+                self._feeding.cancel()
+                await asyncio.gather(self._feeding, return_exceptions=True)
+        finally:
+            await self._streaming.__aexit__(kind, error, trace)
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, bytes]]:
         async for line in lines(self._wire, self._answer):
@@ -383,8 +394,19 @@ class Command:
             if "exit" in said:
                 self.exit_code = int(said["exit"])
                 return
-            yield said["stream"], base64.b64decode(said["data"])
+            if "command" in said:
+                self._feeding = asyncio.create_task(self._feed(said["command"]), name=f"feed {said['command']}")
+            else:
+                yield said["stream"], base64.b64decode(said["data"])
         raise UnavailableError("the command's output broke off", code="broken_off")
+
+    async def _feed(self, command: str) -> None:
+        """A command need not read what it is given: that it ended first is told by its output."""
+        where = f"{self._where}/{command}/input"
+        try:
+            await self._wire.call("PUT", where, content=self._input, patience=None, start=False)
+        except FleetError as error:
+            _log.debug("command %s took no more input: %s", command, error)
 
 
 async def _ended(pid: int, within: float) -> None:

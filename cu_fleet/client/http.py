@@ -66,7 +66,7 @@ class Wire:
         query: Mapping[str, object] | None = None,
         token: str | None = None,
         content: bytes | AsyncIterator[bytes] | None = None,
-        patience: float = 0.0,
+        patience: float | None = 0.0,
         start: bool = True,
     ) -> httpx.Response:
         """Ask, and read the whole answer. `patience`: how many seconds the call itself may take to answer.

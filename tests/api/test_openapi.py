@@ -21,6 +21,7 @@ GET /v1/leases/{lease}/ui; GET /v1/leases/{lease}/ui/{ref}; POST /v1/leases/{lea
 GET /v1/leases/{lease}/clipboard;
 PUT /v1/leases/{lease}/clipboard;
 GET /v1/desktops; GET /v1/desktops/{desktop}; DELETE /v1/desktops/{desktop}; POST /v1/desktops/{desktop}/exec;
+PUT /v1/desktops/{desktop}/exec/{command}/input;
 POST /v1/desktops/{desktop}/freeze; POST /v1/desktops/{desktop}/thaw; GET /v1/desktops/{desktop}/logs;
 POST /v1/desktops/{desktop}/snapshots; GET /v1/snapshots; POST /v1/snapshots/{snapshot}/restore;
 DELETE /v1/snapshots/{snapshot}; GET /v1/frames; GET /v1/frames/{sha256}; POST /v1/frames/prune;
@@ -116,7 +117,7 @@ def test_what_answers_fits_what_is_documented(tmp_path: Path, document: dict[str
     """Each status that comes back over HTTP for some ordinary questions is one the document names."""
 
     ids = {"lease": "ls_x", "desktop": "dk_x", "snapshot": "sn_x", "name": "nobody", "path": "f", "sha256": "0" * 64}
-    ids["ref"] = "e1"
+    ids |= {"ref": "e1", "command": "cm_x"}
 
     async def body() -> None:
         async with open_door(tmp_path) as door, door.socket_client() as http:

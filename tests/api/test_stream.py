@@ -89,6 +89,81 @@ def test_a_command_ends_when_its_listener_leaves(tmp_path: Path) -> None:
     run(body())
 
 
+def test_a_commands_input_may_come_while_it_runs(tmp_path: Path) -> None:
+    async def body() -> None:
+        async def echoing(call: Call) -> int:
+            while data := await call.read():
+                await call.out(data.upper())
+            return 5
+
+        async with open_door(tmp_path) as door, door.socket_client() as http:
+            door.fleet.backend.commands["echoing"] = echoing
+            where = f"/v1/desktops/{(await door.fleet.granted('a')).desktop}/exec"
+            more: asyncio.Queue[bytes] = asyncio.Queue()
+
+            async def typed() -> AsyncIterator[bytes]:
+                while data := await more.get():
+                    yield data
+
+            async with http.stream("POST", where, json={"argv": ["echoing"], "input": True}) as answer:
+                said = aiter(answer.aiter_lines())
+                command = json.loads(await anext(said))["command"]
+                token = await door.operator("operator")
+                async with door.tcp_client(token) as other:  # nobody else's to feed
+                    problem(await other.put(f"{where}/{command}/input", content=b"x"), 404, "no_command")
+                feeding = asyncio.create_task(http.put(f"{where}/{command}/input", content=typed()))
+                for word in (b"one", b"two"):  # the answer to each comes before the next is sent
+                    await more.put(word)
+                    assert base64.b64decode(json.loads(await anext(said))["data"]) == word.upper()
+                await more.put(b"")
+                assert json.loads(await anext(said)) == {"exit": 5}
+                assert (await feeding).status_code == 200
+                problem(await http.put(f"{where}/{command}/input", content=b"x"), 404, "no_command")
+
+    run(body())
+
+
+def test_what_a_command_left_running_may_linger_but_not_hold_it_up(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with open_door(tmp_path) as door, door.socket_client() as http:
+            where = f"/v1/desktops/{(await door.fleet.granted('a')).desktop}/exec"
+            words = {"argv": ["left-behind"], "linger": 0.05}
+            held: list[Held] = []
+
+            async def fake(*args: object, **more: object) -> Held:
+                held.append(Held())
+                return held[0]
+
+            door.fleet.controller.exec = fake  # type: ignore[method-assign, assignment]
+            lines = _lines((await http.post(where, json=words)).text)
+            assert [base64.b64decode(str(x["data"])) for x in lines[:-1]] == [b"before", b"after"]
+            assert lines[-1] == {"exit": 3}
+            assert held[0].killed
+
+    run(body())
+
+
+class Held:
+    """A command that has ended, while a child of it goes on holding its output and says one thing more."""
+
+    killed = False
+
+    async def output(self) -> AsyncIterator[tuple[int, bytes]]:
+        yield 1, b"before"
+        yield 1, b"after"
+        await asyncio.Event().wait()
+
+    async def wait(self) -> int:
+        return 3
+
+    async def write(self, data: bytes) -> None: ...
+
+    async def close_stdin(self) -> None: ...
+
+    async def kill(self) -> None:
+        self.killed = True
+
+
 def test_files_go_in_and_out_whole(tmp_path: Path) -> None:
     async def body() -> None:
         data = bytes(range(256)) * 8192  # 2 MiB
