@@ -1,6 +1,7 @@
 """A lease's screen over HTTP: act, look, windows, programs, clipboard."""
 
 import base64
+from functools import lru_cache
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
@@ -11,7 +12,7 @@ from cu_fleet.api.auth import At
 from cu_fleet.api.problems import raises
 from cu_fleet.api.words import Answers, LeaseId, Ok, example
 from cu_fleet.model.action import Action, parse_actions
-from cu_fleet.model.errors import BrokenError, UnsupportedError
+from cu_fleet.model.errors import BrokenError
 from cu_fleet.model.record import Value
 from cu_fleet.model.request import Acted, Done, Shot, Shown
 
@@ -33,7 +34,7 @@ class Actions(Value):
     frame: str | None = Field(
         None, max_length=100, description="Coordinates are pixels of this picture; none: of the lease's view."
     )
-    approval: str | None = Field(None, max_length=100, description="A person's answer to a gate.")
+    approval: str | None = Field(None, max_length=100, description="A person's answer to these very actions; without a yes nothing is sent.")
     request_id: str | None = Field(None, max_length=200, description="Sent again, the batch is not done again.")
 
 
@@ -101,6 +102,7 @@ class Text(Value):
 ANSWERS: Answers = {200: {"model": Answer, "description": "What became of each action, and the picture."}}
 FACTS = [name for name in Picture.model_fields if name not in ("data", "unchanged")]
 HEADERS = {f"Cu-Fleet-{name.replace('_', '-').title()}": {"schema": {"type": "string"}} for name in FACTS}
+AGE = "Cu-Fleet-Age"
 PICTURE: Answers = {
     200: {
         "description": "The picture's bytes. The headers say what an answer with `screenshot` says in JSON.",
@@ -114,8 +116,6 @@ PICTURE: Answers = {
 @router.post("/actions", summary="Act", responses=ANSWERS | raises(404, 409, 410, 423, 501), response_model=None)
 async def act(lease: LeaseId, at: At, body: Actions) -> Response:
     """Do these in order, and answer what became of each; a wrong one anywhere is refused before anything is sent."""
-    if body.approval is not None:
-        raise UnsupportedError("this controller knows no approvals", remedy="leave it out", code="no_approvals")
     acted = await at.fleet.act(
         at.who,
         lease,
@@ -124,6 +124,7 @@ async def act(lease: LeaseId, at: At, body: Actions) -> Response:
         intent=body.intent,
         request_id=body.request_id,
         frame=body.frame,
+        approval=body.approval,
     )
     return Response(to_json(_answer(acted)), media_type="application/json")
 
@@ -178,7 +179,7 @@ async def screenshot(
     intent: Annotated[str | None, Query(max_length=2000, description="Why, for the record.")] = None,
 ) -> Response:
     """What the screen shows now. Looking is an action on record too."""
-    shot = Shot(
+    shot = _shot(
         region=region,
         frame=frame,
         max_edge=max_edge,
@@ -197,10 +198,14 @@ async def screenshot(
     return Response(shown.data, media_type=shown.media_type, headers=_headers(shown))
 
 
+@lru_cache(256)
+def _shot(**words: Any) -> Shot:
+    return Shot(**words)
+
+
 def _headers(shown: Shown) -> dict[str, str]:
-    values = shown.model_dump(include=set(FACTS)) | {"age": f"{shown.age:.6f}"}
-    told = (values[name] for name in FACTS)
-    return {header: _plain(value) for header, value in zip(HEADERS, told, strict=True) if value is not None}
+    told = ((header, getattr(shown, name)) for name, header in zip(FACTS, HEADERS, strict=True))
+    return {header: _plain(value) for header, value in told if value is not None} | {AGE: f"{shown.age:.6f}"}
 
 
 def _plain(value: object) -> str:

@@ -14,6 +14,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.frames import Frames, Kept, not_kept
@@ -288,7 +289,7 @@ class Looking:
             "look",
             visit.who.who,
             lease=visit.lease,
-            action={"type": "screenshot", **shot.model_dump(mode="json", exclude_defaults=True)},
+            action=_on_record(shot),
             intent=visit.intent,
             frames=frames,
             result=result,
@@ -306,6 +307,11 @@ class Looking:
     def forget_but(self, leases: Collection[str]) -> None:
         """Only these are under way; nobody may refer to a frame of another any more."""
         self._known = {lease: frames for lease, frames in self._known.items() if lease in leases}
+
+
+@lru_cache(256)
+def _on_record(shot: Shot) -> dict[str, object]:
+    return {"type": "screenshot", **shot.model_dump(mode="json", exclude_defaults=True)}
 
 
 def _refused(kind: type[FleetError], what: str, code: str, frame: str | None) -> FleetError:

@@ -11,6 +11,7 @@ later version may give entries new optional fields and still verify old ones.
 import hmac
 import json
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import ClassVar
 
 from pydantic import ConfigDict, ValidationError
@@ -19,6 +20,7 @@ from cu_fleet.model.errors import BrokenError, InvalidError
 from cu_fleet.model.record import Record, Value
 
 START = "0" * 64  # what the first entry points back to
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 class Draft(Value):
@@ -89,7 +91,7 @@ def canonical(entry: Entry) -> str:
 
 def _canonical(draft: Draft, place: Mapping[str, object]) -> str:
     fields = draft.model_dump(mode="json", exclude={"mac"}, exclude_defaults=True)
-    return json.dumps({**fields, **place}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode({**fields, **place})
 
 
 def mac_of(entry: Entry, key: bytes) -> str:
@@ -102,7 +104,14 @@ def _mac(text: str, key: bytes) -> str:
 
 def _hmac(key: bytes, purpose: bytes, text: bytes) -> str:
     """`purpose` keeps what an agent types from ever hashing like an entry."""
-    return hmac.digest(key, purpose + b"\n" + text, "sha256").hex()
+    keyed = _keyed(key, purpose).copy()
+    keyed.update(text)
+    return keyed.hexdigest()
+
+
+@lru_cache(8)  # to begin anew takes as long as the rest
+def _keyed(key: bytes, purpose: bytes) -> hmac.HMAC:
+    return hmac.new(key, purpose + b"\n", "sha256")
 
 
 class Verifier:
