@@ -177,8 +177,8 @@ def images() -> list[Image]:
     return Engine().now(docker_images.listing)
 
 
-async def build_image(name: str, say: Callable[[str], None]) -> Image:
-    return await docker_images.build(Engine(), name, say)
+async def build_image(name: str, say: Callable[[str], None], *, fresh: bool) -> Image:
+    return await docker_images.build(Engine(), name, say, fresh=fresh)
 
 
 async def checks(settings: Settings) -> list[Check]:

@@ -43,10 +43,10 @@ def images() -> list[Any]:
     return known()
 
 
-def build_image(name: str, say: Callable[[str], None]) -> Any:
+def build_image(name: str, say: Callable[[str], None], *, fresh: bool) -> Any:
     from cu_fleet.app import build_image as build
 
-    return asyncio.run(build(name, say))
+    return asyncio.run(build(name, say, fresh=fresh))
 
 
 def mcp(*, agent: str, profile: str) -> None:

@@ -1,40 +1,31 @@
-"""Building the images of desktops: from a public base, or, where no image registry can be reached, from packages.
+"""The images of desktops: which there are, and building one, which is proved before it is used.
 
-Both ways end with the same script over the same list of packages. A new image gets its name only when a desktop of
-it has proved its screen, pointer, keyboard and clipboard; until then the old one stays in use.
+A new image gets its name only when a desktop of it has proved its screen, pointer, keyboard and clipboard; until then
+the old one stays in use. It is built again only if its recipe, or the image it rests on, has changed.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from functools import partial
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cu_fleet.backends.base import Place, Spec
 from cu_fleet.backends.docker.backend import DockerBackend
+from cu_fleet.backends.docker.building import Say, as_layer, by_dockerfile, from_packages, load, of_packages
 from cu_fleet.backends.docker.engine import Engine, image_of, patient
+from cu_fleet.backends.docker.recipes import DIGEST, IMAGES, PACKAGED, Recipe, names
 from cu_fleet.model.desktop import Handle
-from cu_fleet.model.errors import NotFoundError, UnavailableError
+from cu_fleet.model.errors import UnavailableError
 from cu_fleet.model.names import new_id
 from cu_fleet.model.profile import Profile
 
 if TYPE_CHECKING:
     from docker import APIClient
 
-IMAGES = Path(str(files("cu_fleet").joinpath("images")))
-Say = Callable[[str], None]
-_BASE, _BASE_TAG, _SUITE = "debian", "bookworm-slim", "bookworm"
-_CANDIDATE = "candidate"
-_LANGUAGES = "Acquire::Languages none"
-_EXCLUDED = ("man", "doc", "info", "locale")
-_CHANGES = ["USER 1000:1000", "WORKDIR /"]
+__all__ = ["IMAGES", "Image", "Say", "build", "from_packages", "listing", "load", "names", "prove"]
 _SECONDS_TO_BUILD = 1800
 
 
@@ -44,48 +35,55 @@ class Image:
     id: str | None  # None: not built yet
     size_bytes: int = 0
     created: str = ""
-
-
-def names() -> list[str]:
-    """The images there are recipes for."""
-    return sorted(path.parent.name for path in IMAGES.glob("*/Dockerfile"))
+    current: bool = True  # False: its recipe, or the image it rests on, has changed since
 
 
 def listing(api: APIClient) -> list[Image]:
-    found = [(name, image_of(api, f"cu-fleet/{name}")) for name in names()]
-    return [
-        Image(f"cu-fleet/{name}", one["Id"], one["Size"], one["Created"]) if one else Image(f"cu-fleet/{name}", None)
-        for name, one in found
-    ]
+    return [_state(api, Recipe(name)) for name in names()]
 
 
-def packages(name: str) -> list[str]:
-    lines = (IMAGES / name / "packages").read_text("utf-8").splitlines()
-    return [word for line in lines for word in line.partition("#")[0].split()]
+def _state(api: APIClient, recipe: Recipe) -> Image:
+    found = image_of(api, recipe.image)
+    if found is None:
+        return Image(recipe.image, None)
+    current = (found["Config"].get("Labels") or {}).get(DIGEST) == _digest(api, recipe)
+    return Image(recipe.image, found["Id"], found["Size"], found["Created"], current)
 
 
-async def build(engine: Engine, name: str, say: Say, base: str | None = None) -> Image:
-    """Build an image, prove it, and only then give it its name. `base` is one to build from instead of the public."""
-    if name not in names():
-        raise NotFoundError(f"there is no recipe for an image {name}", remedy=f"there are {', '.join(names())}")
-    candidate = f"cu-fleet/{name}:{_CANDIDATE}"
-    await engine.do(lambda api: _build(api, name, say, base))
+def _digest(api: APIClient, recipe: Recipe) -> str:
+    """What the recipe comes to on this engine."""
+    base = image_of(api, recipe.base) if recipe.under else None
+    return recipe.digest(str(base["Id"]) if base else "")
+
+
+async def build(engine: Engine, name: str, say: Say, base: str | None = None, *, fresh: bool = False) -> Image:
+    """Build an image, prove it, and only then give it its name.
+
+    `base` is one to build from instead of the recipe's; `fresh` builds also what is there and up to date.
+    """
+    recipe = Recipe(name)
+    if recipe.under and base is None:
+        await build(engine, recipe.under.name, say)
+    there = await engine.do(lambda api: _state(api, recipe))
+    if there.id and there.current and base is None and not fresh:
+        say(f"{recipe.image} is there, and its recipe has not changed")
+        return there
+    await engine.do(lambda api: _build(api, recipe, say, base, fresh=fresh))
     try:
-        say("trying a desktop of it")
-        await prove(engine.host, candidate, say)
-        await engine.do(lambda api: _replace(api, name, candidate))
+        say(f"trying a desktop of {recipe.image}")
+        await prove(engine.host, recipe.candidate, say)
+        await engine.do(lambda api: _replace(api, recipe))
     finally:
-        await engine.do(lambda api: _untag(api, candidate))
-    [made] = [one for one in await engine.do(listing) if one.name == f"cu-fleet/{name}"]
-    return made
+        await engine.do(lambda api: _untag(api, recipe.candidate))
+    return await engine.do(lambda api: _state(api, recipe))
 
 
-def _replace(api: APIClient, name: str, candidate: str) -> None:
+def _replace(api: APIClient, recipe: Recipe) -> None:
     """Give the image its name, and remove the one that had it, unless a desktop or a snapshot still needs that."""
     from docker.errors import APIError
 
-    before, new = image_of(api, f"cu-fleet/{name}"), image_of(api, candidate)
-    api.tag(candidate, f"cu-fleet/{name}", "latest")
+    before, new = image_of(api, recipe.image), image_of(api, recipe.candidate)
+    api.tag(recipe.candidate, recipe.image, "latest")
     if before and new and before["Id"] != new["Id"] and not before.get("RepoTags", [])[1:]:
         try:
             api.remove_image(before["Id"])
@@ -99,87 +97,34 @@ def _untag(api: APIClient, name: str) -> None:
         api.remove_image(name)
 
 
-def _build(api: APIClient, name: str, say: Say, base: str | None) -> None:
+def _build(api: APIClient, recipe: Recipe, say: Say, base: str | None, *, fresh: bool) -> None:
+    digest = _digest(api, recipe)
     with patient(api, _SECONDS_TO_BUILD):
-        if base or _pulled(api, say):
-            _from_base(api, name, say, base or f"{_BASE}:{_BASE_TAG}")
+        if base is None and recipe.under and _packaged(image_of(api, recipe.base)):
+            as_layer(api, recipe, recipe.base, digest, say)
+        elif base is None and recipe.under is None and not _pulled(api, recipe.base, say):
+            of_packages(api, recipe, digest, say)
         else:
-            with tempfile.TemporaryDirectory(prefix="cu-fleet-image-") as folder:
-                archive = Path(folder) / "root.tar"
-                from_packages(name, archive, say)
-                load(api, name, archive, say)
+            by_dockerfile(api, recipe, base or recipe.base, digest, say, fresh=fresh)
 
 
-def _pulled(api: APIClient, say: Say) -> bool:
+def _packaged(base: dict[str, Any] | None) -> bool:
+    """Whether the image it rests on was built without a registry, so that this one has to be, too."""
+    return base is not None and PACKAGED in (base["Config"].get("Labels") or {})
+
+
+def _pulled(api: APIClient, base: str, say: Say) -> bool:
     """Whether the public base is here, or could be had."""
     from docker.errors import APIError
 
-    say(f"fetching {_BASE}:{_BASE_TAG}")
+    say(f"fetching {base}")
+    repository, _, tag = base.partition(":")
     try:
-        api.pull(_BASE, tag=_BASE_TAG)
+        api.pull(repository, tag=tag)
     except APIError as e:
-        say(f"no image registry can be reached ({e.explanation}): building from {_SUITE}'s packages instead")
-        return image_of(api, f"{_BASE}:{_BASE_TAG}") is not None
+        say(f"no image registry can be reached ({e.explanation}): building from the distribution's packages instead")
+        return image_of(api, base) is not None
     return True
-
-
-def _from_base(api: APIClient, name: str, say: Say, base: str) -> None:
-    lines = api.build(
-        path=str(IMAGES.resolve()),
-        dockerfile=f"{name}/Dockerfile",
-        tag=f"cu-fleet/{name}:{_CANDIDATE}",
-        buildargs={"BASE": base},
-        network_mode="host",
-        rm=True,
-        forcerm=True,
-        decode=True,
-    )
-    error = ""
-    for line in lines:  # to the end, or its connection would stay open
-        error = error or str(line.get("error", ""))
-        for text in str(line.get("stream", "")).splitlines():
-            if text.strip():
-                say(text.rstrip())
-    if error:
-        raise UnavailableError(f"image {name} could not be built: {error}", code="image_failed")
-
-
-def from_packages(name: str, archive: Path, say: Say) -> None:
-    """Make the image's file system of the distribution's packages, as one archive."""
-    if shutil.which("mmdebstrap") is None:
-        raise UnavailableError(
-            "no image registry can be reached, and mmdebstrap is not installed to build without one",
-            remedy="apt-get install mmdebstrap",
-            code="missing_program",
-        )
-    excluded = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in _EXCLUDED]
-    into = "/tmp/image"  # noqa: S108  # of the new file system
-    command = ["mmdebstrap", "--format=tar", "--variant=minbase", f"--aptopt={_LANGUAGES}", *excluded]
-    command += [f"--include={','.join(packages(name))}"]
-    command += [f'--customize-hook=mkdir -p "$1{into}"']
-    command += [f"--customize-hook=copy-in {IMAGES.resolve() / 'setup'} {IMAGES.resolve() / name / 'packages'} {into}"]
-    command += [f'--customize-hook=chroot "$1" sh {into}/setup {into}/packages']
-    command += [f'--customize-hook=rm -r "$1{into}"', _SUITE, str(archive)]
-    said: list[str] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout
-        for line in process.stdout:
-            said = [*said, line.rstrip()][-10:]
-            if line.startswith("I:"):
-                say(line.removeprefix("I:").strip())
-    if process.returncode:
-        raise UnavailableError(f"image {name} could not be built: " + "\n".join(said), code="image_failed")
-
-
-def load(api: APIClient, name: str, archive: Path, say: Say, tag: str = _CANDIDATE) -> None:
-    """Give the engine a file system as an image."""
-    say(f"importing {archive.stat().st_size >> 20} MiB")
-    with archive.open("rb") as file:
-        chunks = iter(partial(file.read, 1 << 20), b"")
-        answer = api.import_image_from_stream(chunks, repository=f"cu-fleet/{name}", tag=tag, changes=_CHANGES)
-    for line in answer.splitlines():
-        if "error" in (said := json.loads(line)):
-            raise UnavailableError(f"image {name} could not be imported: {said['error']}", code="image_failed")
 
 
 async def prove(host: str, image: str, say: Say) -> None:
