@@ -34,7 +34,9 @@ class Actions(Value):
     frame: str | None = Field(
         None, max_length=100, description="Coordinates are pixels of this picture; none: of the lease's view."
     )
-    approval: str | None = Field(None, max_length=100, description="A person's answer to these very actions; without a yes nothing is sent.")
+    approval: str | None = Field(
+        None, max_length=100, description="A person's answer to these very actions: a yes, or none is sent."
+    )
     request_id: str | None = Field(None, max_length=200, description="Sent again, the batch is not done again.")
 
 

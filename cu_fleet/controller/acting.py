@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from functools import partial
 
 from cu_fleet.controller.actor import Actor, Actors
-from cu_fleet.controller.batch import INTERRUPTED, Batch, note_interrupted
+from cu_fleet.controller.batch import INTERRUPTED, Agreement, Batch, note_interrupted
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.frames import Around, Frames
 from cu_fleet.controller.looking import Looking, Visit
 from cu_fleet.controller.permit import Seats, allowed
 from cu_fleet.model.access import Caller
 from cu_fleet.model.action import Action, Wait, WaitChange, WaitStable, check_on_screen
+from cu_fleet.model.approval import digest
 from cu_fleet.model.desktop import Desktop
 from cu_fleet.model.errors import FleetError, TooLongError
+from cu_fleet.model.geometry import Geometry
 from cu_fleet.model.lease import Lease
 from cu_fleet.model.request import Acted, Done, Shot, Shown
 from cu_fleet.rfb.screen import Screen
@@ -44,10 +46,12 @@ class Acting:
         intent: str | None = None,
         request_id: str | None = None,
         frame: str | None = None,
+        approval: str | None = None,
     ) -> Acted:
         """Send a batch, and the settled frame that shows its effect if one is wanted.
 
-        Coordinates are pixels of the lease's view, or of the frame that `frame` names.
+        Coordinates are pixels of the lease's view, or of the frame that `frame` names. `approval` is a person's answer
+        to these very actions: without a yes nothing is sent.
         """
         lease, desktop = await self.seats.of(who, lease_id)
         actor = self.actors.of(desktop.id)
@@ -66,7 +70,8 @@ class Acting:
                 self.looking.check_geometry(visit, geometry)
             if shot:
                 self.looking.check(visit, shot)
-            batch = Batch(self.core, self.frames, visit, geometry, Around(self.frames, lease, screen))
+            agreement = self._agreement(approval, geometry, actions)
+            batch = Batch(self.core, self.frames, visit, geometry, Around(self.frames, lease, screen), agreement)
             remember = partial(actor.remember, lease_id, request_id)
             try:
                 await self._batch(actor, batch, actions)
@@ -80,6 +85,11 @@ class Acting:
                 answer = answer.model_copy(update=await self._after(actor, visit, shot))
                 remember(answer)
             return answer
+
+    def _agreement(self, approval: str | None, geometry: Geometry, actions: Sequence[Action]) -> Agreement | None:
+        if approval is None:
+            return None
+        return Agreement(approval, digest([geometry.meant(x) for x in actions], self.core.redaction_key))
 
     async def screenshot(self, who: Caller, lease_id: str, shot: Shot, *, intent: str | None = None) -> Shown:
         """What the screen shows now. Looking is on record like any other action."""
@@ -126,6 +136,8 @@ class Acting:
                 batch.done.append(Done(ok=True))
             if actions:
                 await batch.conclude()
+            elif batch.agreement:
+                await batch.agree()
         except FleetError:
             raise
         except BaseException:

@@ -177,7 +177,7 @@ class Approving:
                 return pending.settle(self.core, tx, approval, ApprovalEvent.EXPIRE, "controller")
             if scope not in SCOPES[approval.kind]:
                 allows = " or ".join(SCOPES[approval.kind])
-                what = f"what approval {approval_id} is about is allowed {allows}, not for {scope.value}"
+                what = f"what approval {approval_id} is about is allowed {allows}, not {scope.value}"
                 raise InvalidError(what, code="bad_scope")
             words: dict[str, object] = {"by": who.who, "answer": reason, "answered_at": now, "scope": scope}
             if approve and approval.holds:
@@ -210,12 +210,16 @@ class Approving:
         )
 
     async def _failed(self, approval_id: str, by: str, error: BaseException) -> None:
-        told = {"code": getattr(error, "code", "interrupted"), "detail": str(error)}
+        told: dict[str, object] = {"code": "interrupted", "detail": "it was broken off in the middle"}
+        if isinstance(error, FleetError):
+            told = {"code": error.code, "detail": str(error)}
         await self.core.change(lambda tx: self._reopen(tx, pending.get(tx, approval_id), by, told))
 
     def _reopen(self, tx: Tx, approval: Approval, by: str, result: dict[str, object]) -> None:
         if approval.state is ApprovalState.APPROVED:
-            pending.settle(self.core, tx, approval, ApprovalEvent.FAIL, by, answered_at=None, result=result)
+            pending.settle(
+                self.core, tx, approval, ApprovalEvent.FAIL, by, by="", answer="", answered_at=None, result=result
+            )
 
     async def recover(self, down: float) -> None:
         """After a start: the time away counts for no deadline, and what was cut off waits for an answer again."""

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.frames import Around, Frames, Kept
 from cu_fleet.controller.looking import Visit
+from cu_fleet.controller.pending import agreed
 from cu_fleet.controller.permit import allowed, renew
 from cu_fleet.model.action import Action, for_record
 from cu_fleet.model.audit import redacted
@@ -26,6 +27,13 @@ from cu_fleet.stores.base import Tx
 INTERRUPTED = Done(ok=False, code="interrupted", detail="the call ended in the middle of it")
 _NOT_DONE = Done(ok=False, code="not_done", detail="an earlier action of the batch failed")
 _PLACES = ("x", "y", "path", "region", "ignore")
+
+
+class Agreement(NamedTuple):
+    """The approval that a batch is sent with, and what stands for its actions."""
+
+    approval: str
+    subject: str
 
 
 class Pending(NamedTuple):
@@ -47,6 +55,7 @@ class Batch:
     visit: Visit
     geometry: Geometry
     around: Around
+    agreement: Agreement | None = None
     done: list[Done] = field(default_factory=list)
     _seq: int | None = None
     _result: Done | None = None  # what became of that intent, until it is written
@@ -75,9 +84,12 @@ class Batch:
         visit, now = self.visit, self.core.now()
         pending = await self._pending()
         sent, facts = self._sent(action)
+        agreement = None if self.done else self.agreement  # an answer is used up by the first of its actions
 
         def work(tx: Tx) -> int:
             lease, desktop = allowed(self.core, tx, visit.who, visit.lease.id, generation=visit.desktop.generation)
+            if agreement:
+                agreed(self.core, tx, lease, visit.who.who, *agreement)
             if pending:
                 self._write(tx, lease, pending)
             renew(tx, lease, visit.who, now)
@@ -85,17 +97,31 @@ class Batch:
             tx.set_meta(f"acting:{desktop.id}", str(seq))
             return seq
 
-        self._seq, self._result = await self.core.note(work), None
+        self._seq, self._result = await (self.core.change(work) if agreement else self.core.note(work)), None
         self._began, self._took = now, None
 
+    async def agree(self) -> None:
+        """What a batch without actions was allowed is used up too."""
+        visit = self.visit
+
+        def work(tx: Tx) -> None:
+            lease, _ = allowed(self.core, tx, visit.who, visit.lease.id, generation=visit.desktop.generation)
+            if self.agreement:
+                agreed(self.core, tx, lease, visit.who.who, *self.agreement)
+
+        await self.core.change(work)
+
     def _sent(self, action: Action) -> tuple[dict[str, object], dict[str, object]]:
-        """The action as it is recorded, in pixels of the screen, and as facts what was asked instead."""
+        """The action as it is recorded, in pixels of the screen, and as facts what was asked instead and allowed."""
         meant = self.geometry.meant(action)
         sent = for_record(meant, lambda text: redacted(text, self.core.redaction_key))
+        facts: dict[str, object] = {"approval": self.agreement.approval} if self.agreement else {}
         if meant is action:
-            return sent, {}
+            return sent, facts
         asked = {key: value for key, value in action.model_dump(mode="json").items() if key in _PLACES and key in sent}
-        return sent, {"asked": asked} | ({"frame": self.visit.frame} if self.visit.frame else {}) if asked else {}
+        if asked:
+            facts |= {"asked": asked} | ({"frame": self.visit.frame} if self.visit.frame else {})
+        return sent, facts
 
     async def conclude(self, refused: Action | None = None) -> None:
         """Write down what became of the open intent, and that an action was refused before anything of it was sent.
