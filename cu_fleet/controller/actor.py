@@ -40,6 +40,27 @@ class Beside(Protocol):
         """Lift all those buttons."""
 
 
+class Watchers(Protocol):
+    """Who follows a desktop's screen as it is, and hears at once when that may have to end."""
+
+    def fenced(self, desktop: str, why: FleetError) -> None:
+        """Nothing is sent any more."""
+
+    def opened(self, desktop: str) -> None:
+        """It may be sent again."""
+
+    async def dismissed(self, desktop: str) -> None:
+        """Return when nobody is connected any more who had to go."""
+
+
+class _Nobody:
+    def fenced(self, desktop: str, why: FleetError) -> None: ...
+
+    def opened(self, desktop: str) -> None: ...
+
+    async def dismissed(self, desktop: str) -> None: ...
+
+
 _GROWN = 4  # times as many pixels as its profile says may a desktop's screen get
 _REMEMBERED = 64  # answers kept for callers who ask again with the same request id
 _PICTURES = 32 << 20  # bytes of their pictures; the oldest go first
@@ -47,8 +68,9 @@ _NO_PICTURE = Done(ok=False, code="not_kept", detail="the picture of this answer
 
 
 class Actor:
-    def __init__(self, desktop: str, on_lost: Callable[[str, str], None], beside: Beside) -> None:
+    def __init__(self, desktop: str, on_lost: Callable[[str, str], None], beside: Beside, watching: Watchers) -> None:
         self.desktop = desktop
+        self._watching = watching
         self.turn = asyncio.Lock()
         self._connecting = asyncio.Lock()
         self.answers: OrderedDict[tuple[str, str], Acted] = OrderedDict()
@@ -64,11 +86,22 @@ class Actor:
     def fence(self, why: FleetError) -> None:
         """From now on no event is sent, and whoever is sending hears `why`."""
         self._fence = why
+        self._watching.fenced(self.desktop, why)
         if self._doing:
             self._doing.cancel()
 
     def open(self) -> None:
         self._fence = None
+        self._watching.opened(self.desktop)
+
+    @property
+    def fenced(self) -> bool:
+        return self._fence is not None
+
+    @property
+    def hands(self) -> Hands | None:
+        """For a person's own input, event by event; whoever uses them has the turn."""
+        return self._hands if self.screen else None
 
     def check(self) -> None:
         if self._fence:
@@ -206,10 +239,11 @@ class Actors:
         self._actors: dict[str, Actor] = {}
         self.on_lost: Callable[[str, str], None] = lambda desktop, why: None
         self.beside: Beside  # set by whoever puts a controller together
+        self.watching: Watchers = _Nobody()
 
     def of(self, desktop: str) -> Actor:
         if desktop not in self._actors:
-            self._actors[desktop] = Actor(desktop, self._lost, self.beside)
+            self._actors[desktop] = Actor(desktop, self._lost, self.beside, self.watching)
         return self._actors[desktop]
 
     def _lost(self, desktop: str, why: str) -> None:

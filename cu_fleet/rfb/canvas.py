@@ -118,6 +118,12 @@ class Canvas:
             return True  # longer ago than is remembered
         return any(number > serial and _counts(rect, region, ignore, below) for number, rect in self._damage)
 
+    def damage_since(self, serial: int) -> list[Rect] | None:
+        """The rectangles that came since then; None if that is longer ago than is remembered."""
+        if self.serial != serial and self._damage[0][0] > serial + 1:
+            return None
+        return [rect for number, rect in self._damage if number > serial]
+
     def _put_rows(self, start: int, size: int, pixels: bytes | bytearray) -> bool:
         data, changed = self.data, False
         for at in range(0, len(pixels), size):

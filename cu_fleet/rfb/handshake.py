@@ -156,10 +156,7 @@ class Handshake(RFBClient):  # type: ignore[misc]
     def vncRequestPassword(self) -> None:  # noqa: N802
         if self._password is None:
             raise RfbError("the screen's server wants a password, and none is known", code="screen_refused")
-        key = self._password.encode()[:8].ljust(8, b"\0")
-        mirrored = bytes(int(f"{byte:08b}"[::-1], 2) for byte in key)
-        encryptor = Cipher(TripleDES(mirrored * 3), ECB()).encryptor()  # noqa: S305 - three times one key is RFB's DES
-        self.transport.write(encryptor.update(self._challenge) + encryptor.finalize())
+        self.transport.write(response(self._password, self._challenge))
 
     def _handleConnFailed(self, block: bytes) -> None:  # noqa: N802
         self.expect_words(block, self._refused)
@@ -207,6 +204,14 @@ class Handshake(RFBClient):  # type: ignore[misc]
                 f"{self._most_pixels:,} in all are taken",
                 code="wrong_size",
             )
+
+
+def response(password: str, challenge: bytes) -> bytes:
+    """What proves to a server that its client knows the password, of which eight bytes count."""
+    key = password.encode()[:8].ljust(8, b"\0")
+    mirrored = bytes(int(f"{byte:08b}"[::-1], 2) for byte in key)
+    encryptor = Cipher(TripleDES(mirrored * 3), ECB()).encryptor()  # noqa: S305 - three times one key is RFB's DES
+    return encryptor.update(challenge) + encryptor.finalize()
 
 
 def readable(words: bytes | bytearray | str) -> str:

@@ -35,8 +35,8 @@ class Keyboard:
     async def hold(self, action: Key | KeyDown | HoldKey) -> list[int]:
         """Press its keys; returns those that were not down already. What is to stay down is one key, without shift."""
         if isinstance(action, KeyDown):
-            return self.fingers.press(self._known((keysym(action.key),)))
-        return self.fingers.press(self._shifted(self._known(combo(action.keys))))
+            return self.fingers.press(self.known((keysym(action.key),)))
+        return self.fingers.press(self._shifted(self.known(combo(action.keys))))
 
     def lift(self, action: KeyUp) -> None:
         self.fingers.release((self._held_as(keysym(action.key)),))
@@ -108,7 +108,7 @@ class Keyboard:
             known.add(char)
         return ""
 
-    def _known(self, syms: Sequence[int]) -> Sequence[int]:
+    def known(self, syms: Sequence[int]) -> Sequence[int]:
         """Refuse what the server would drop without a word, or take for something else."""
         for sym in syms:
             if self.fingers.qemu and (sym >= _BEYOND_16_BITS or sym in _BEYOND_F12):

@@ -9,13 +9,13 @@ A frame is copied in the moment its update ends, so it is whole.
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Self
 
 from cu_fleet.model.errors import FleetError
 from cu_fleet.rfb.asking import Asking
-from cu_fleet.rfb.canvas import Frame, Rect
+from cu_fleet.rfb.canvas import Canvas, Cursor, Frame, Rect
 from cu_fleet.rfb.changes import Focus, Still, differs
 from cu_fleet.rfb.engine import Engine
 from cu_fleet.rfb.handshake import MOST_PIXELS, RfbError
@@ -41,6 +41,7 @@ class Screen:
         self._clipboards: list[asyncio.Future[str | None]] = []
         self._text: str | None = None
         self._offered = False
+        self.clipboards = 0  # how often the desktop's clipboard has changed
         self._forgiven_at = time.monotonic()
 
     @classmethod
@@ -90,6 +91,26 @@ class Screen:
     def serial(self) -> int:
         """Grows with every change of the picture that has come in."""
         return self._engine.canvas.serial
+
+    @property
+    def canvas(self) -> Canvas:
+        """The picture as far as it has come; current as long as it is `followed`, after a `refresh`."""
+        return self._engine.canvas
+
+    @property
+    def cursor(self) -> Cursor | None:
+        """What the pointer looks like; None where it is hidden, or drawn into the picture."""
+        return self._engine.cursor
+
+    @property
+    def bells(self) -> int:
+        return self._engine.bells
+
+    @contextmanager
+    def followed(self) -> Iterator[asyncio.Event]:
+        """As long as this lasts the picture is kept current; the event is set with all that changes, and by the end."""
+        with self._asking.watched():
+            yield self._asking.change
 
     @property
     def lost_because(self) -> RfbError | None:
@@ -176,6 +197,7 @@ class Screen:
     def pointer_event(self, x: int, y: int, buttons: int) -> None:
         self._engine.pointerEvent(x, y, buttons)
         self._engine.pointer = self._pointed = (x, y)
+        self._asking.change.set()
 
     # Clipboard
 
@@ -210,8 +232,13 @@ class Screen:
 
     def offered(self) -> None:
         self._offered = True
+        self.clipboards += 1
+        self._asking.change.set()
 
     def provided(self, text: str | None) -> None:
+        if not self._clipboards:  # unasked: a server that does not offer, but sends
+            self.clipboards += 1
+            self._asking.change.set()
         self._text = text
         self._offered = self._offered and text is not None
         waiting, self._clipboards = self._clipboards, []
