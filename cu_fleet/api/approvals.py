@@ -41,7 +41,7 @@ class Ask(Value):
     )
 
 
-class Answer(Value):
+class Said(Value):
     model_config = example(reason="that is the right address")
     reason: Reason = ""
     scope: Scope = Field(Scope.ONCE, description="How far it reaches; what may be chosen depends on what is asked.")
@@ -89,14 +89,14 @@ async def approval(
 
 
 @router.post("/approvals/{approval}/approve", summary="Approve", responses=raises(404, 409))
-async def approve(approval: ApprovalId, at: At, body: Answer | None = None) -> ApprovalView:
+async def approve(approval: ApprovalId, at: At, body: Said | None = None) -> ApprovalView:
     """A person's yes. What an agent asked for it may do now, once; a merge is made before this answers."""
-    said = body or Answer()
+    said = body or Said()
     return await at.fleet.answer(at.who, approval, approve=True, reason=said.reason, scope=said.scope)
 
 
 @router.post("/approvals/{approval}/deny", summary="Deny", responses=raises(404, 409))
-async def deny(approval: ApprovalId, at: At, body: Answer | None = None) -> ApprovalView:
+async def deny(approval: ApprovalId, at: At, body: Said | None = None) -> ApprovalView:
     """A person's no, and why, in the words the agent will read."""
-    said = body or Answer()
+    said = body or Said()
     return await at.fleet.answer(at.who, approval, approve=False, reason=said.reason, scope=said.scope)

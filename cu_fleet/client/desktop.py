@@ -15,7 +15,7 @@ from cu_fleet.client.http import Wire, chunks, error_of, given, read, v1
 from cu_fleet.model.errors import InvalidError
 from cu_fleet.model.request import Done
 from cu_fleet.model.ui import Ui
-from cu_fleet.model.view import LeaseView
+from cu_fleet.model.view import ApprovalView, LeaseView
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,6 +32,7 @@ Action = Mapping[str, Any]  # {"type": "click", "x": 1, "y": 2}, as in the HTTP 
 Button = Literal["left", "middle", "right", "back", "forward"]
 Format = Literal["png", "jpeg", "webp"]
 Area = tuple[int, int, int, int]  # x, y, width, height
+_HOLD = 25.0  # seconds that one call waits for an answer
 _SETTLED = {None: None, "true": True, "false": False}
 
 
@@ -92,7 +93,8 @@ class Desktop:
     ) -> Result:
         """A batch in one go. `screenshot=True`, or how it is wanted, answers with the settled picture too.
 
-        How: the arguments of `screenshot`, by name. `settle_ms` is 100 then, unless it is given.
+        How: the arguments of `screenshot`, by name. `settle_ms` is 100 then, unless it is given. `approval`: a person's
+        answer to these very actions; see `ask_approval`.
         """
         batch = [dict(action) for action in actions]
         shot = {} if screenshot is True else screenshot or None
@@ -406,6 +408,40 @@ class Desktop:
 
     async def remove_file(self, path: str) -> None:
         await self._call("DELETE", "files", *path.split("/"))
+
+    # a person's answer
+
+    async def ask_approval(
+        self,
+        actions: Iterable[Action],
+        reason: str = "",
+        *,
+        checks: Iterable[Mapping[str, Any]] = (),
+        frame: str | None = None,
+        within: Time | None = None,
+    ) -> ApprovalView:
+        """Ask the operator about a batch before it is sent; see `approval` for the answer.
+
+            asked = await desktop.ask_approval(actions, "this sends the mail")
+            answer = await desktop.approval(asked.approval)
+            if answer.state == "approved":
+                await desktop.act(actions, approval=answer.approval)      # the very same actions, once
+
+        `checks`: what a vendor's model wants looked at, each with id, code and message. `within`: how long it may wait;
+        no answer in time is a no. The lease's clock stands still meanwhile.
+        """
+        words = given(frame=frame, within=within)
+        body = {"actions": [dict(x) for x in actions], "reason": reason, "checks": [dict(x) for x in checks], **words}
+        return read(ApprovalView, (await self._call("POST", "approvals", body=body)).json())
+
+    async def approval(self, approval: str) -> ApprovalView:
+        """An approval once it is answered, or over."""
+        where, more = v1("approvals", approval), {"query": {"wait": _HOLD}, "patience": _HOLD}
+        while True:
+            answer = await self._wire.call("GET", where, token=self.lease.token, start=False, **more)
+            view = read(ApprovalView, answer.json())
+            if view.state != "waiting":
+                return view
 
     # the lease
 

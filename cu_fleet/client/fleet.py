@@ -17,7 +17,7 @@ from cu_fleet.model.audit import Entry
 from cu_fleet.model.errors import FleetError, TooLongError, UnavailableError
 from cu_fleet.model.profile import Profile
 from cu_fleet.model.snapshot import Snapshot
-from cu_fleet.model.view import AgentView, DesktopView, FrameView, LeaseView, OperatorView
+from cu_fleet.model.view import AgentView, ApprovalView, DesktopView, FrameView, LeaseView, OperatorView
 from cu_fleet.settings import default_home
 
 _HOLD = 25.0
@@ -240,6 +240,26 @@ class Fleet:
 
     async def delete_snapshot(self, snapshot: str) -> None:
         await self.ask("DELETE", v1("snapshots", snapshot), patience=_HOLD)
+
+    # approvals
+
+    async def approvals(self, *, everything: bool = False, lease: str | None = None) -> list[ApprovalView]:
+        """What waits for a person's answer; with `everything` also what was answered or is over."""
+        answer = await self.ask("GET", "/v1/approvals", **given(all=everything or None, lease=lease))
+        return [read(ApprovalView, one) for one in answer["approvals"]]
+
+    async def approval(self, approval: str) -> ApprovalView:
+        return read(ApprovalView, await self.ask("GET", v1("approvals", approval)))
+
+    async def approve(self, approval: str, reason: str = "") -> ApprovalView:
+        """A person's yes, for once. A merge is made before this returns, and `result` says what came of it."""
+        where = v1("approvals", approval, "approve")
+        return read(ApprovalView, await self.ask("POST", where, {"reason": reason}, patience=600))
+
+    async def deny(self, approval: str, reason: str = "") -> ApprovalView:
+        """A person's no; the agent reads the reason."""
+        where = v1("approvals", approval, "deny")
+        return read(ApprovalView, await self.ask("POST", where, {"reason": reason}))
 
     # kept frames
 
