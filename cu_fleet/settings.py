@@ -12,7 +12,7 @@ from cu_fleet.model.errors import InvalidError
 from cu_fleet.model.profile import Seconds, Size
 from cu_fleet.model.record import Value
 
-_NOT_SETTINGS = {f"CU_FLEET_{name}" for name in ("HOME", "URL", "TOKEN", "LEASE_TOKEN", "WORKER")}
+_NOT_SETTINGS = {f"CU_FLEET_{name}" for name in ("HOME", "URL", "TOKEN", "LEASE_TOKEN", "LEASES", "WORKER", "WORKERS")}
 
 
 class Settings(Value):

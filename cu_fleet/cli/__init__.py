@@ -23,13 +23,14 @@ from cu_fleet.cli import (
     mcp,
     people,
     profile,
+    run,
     screen,
     service,
     snapshot,
 )
 from cu_fleet.cli.errors import FleetGroup
 
-GROUPS = (service, doctor, profile, image, lease, desktop, screen, frames, cp, snapshot, mcp, codex, people, audit)
+GROUPS = (service, doctor, profile, image, lease, desktop, screen, frames, cp, snapshot, mcp, codex, run, people, audit)
 
 app = typer.Typer(
     name="cu-fleet",

@@ -14,22 +14,20 @@ import os
 import shutil
 import signal
 import subprocess
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from typing import Annotated, Any
 
 import typer
 
 from cu_fleet.cli import complete, connect, output
-from cu_fleet.cli.acquire import GRACE, acquire
+from cu_fleet.cli.acquire import acquire
 from cu_fleet.cli.clients import TOKEN
 from cu_fleet.cli.common import command, seconds
+from cu_fleet.cli.holding import END_WITHIN, FROM_KEYBOARD, give_back, heeding, in_foreground, renew
 from cu_fleet.cli.mcp import PANEL
-from cu_fleet.model.errors import DeniedError, FleetError, LeaseOverError, UnavailableError
+from cu_fleet.model.errors import DeniedError, UnavailableError
 
 TTL = 300.0  # seconds; renewed while this process lives, and soon over should it be killed
-END_WITHIN = 10.0  # seconds that Codex has after SIGTERM or SIGHUP
-_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
-_FROM_KEYBOARD = (signal.SIGINT, signal.SIGQUIT)
 
 
 def register(root: typer.Typer) -> None:
@@ -110,29 +108,24 @@ class _Run:
         self._killing: asyncio.TimerHandle | None = None
 
     async def whole(self, wire: connect.Wire, agent: str, body: dict[str, Any]) -> dict[str, Any]:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        task = asyncio.current_task()
         assert task
-        heeded = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup has it
-        for number in heeded:
-            loop.add_signal_handler(number, self._heard, number, task)
-        try:
-            return await self._leased(wire, agent, body)
-        except asyncio.CancelledError:
-            if self._signal is None:
-                raise
-            raise typer.Exit(128 + self._signal) from None
-        finally:
-            for number in heeded:
-                loop.remove_signal_handler(number)
+        with heeding(lambda number: self._heard(number, task)):
+            try:
+                return await self._leased(wire, agent, body)
+            except asyncio.CancelledError:
+                if self._signal is None:
+                    raise
+                raise typer.Exit(128 + self._signal) from None
 
     def _heard(self, number: signal.Signals, task: "asyncio.Task[Any]") -> None:
         if self._process is None:
             if self._signal is None:
                 self._signal = number
                 task.cancel()
-        elif self._process.poll() is None and not (number in _FROM_KEYBOARD and _in_foreground()):
+        elif self._process.poll() is None and not (number in FROM_KEYBOARD and in_foreground()):
             self._process.send_signal(number)
-            if number not in _FROM_KEYBOARD and self._killing is None:
+            if number not in FROM_KEYBOARD and self._killing is None:
                 self._killing = asyncio.get_running_loop().call_later(END_WITHIN, self._process.kill)
 
     async def _leased(self, wire: connect.Wire, agent: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +138,7 @@ class _Run:
                 self._introduce(told)
                 code = await self._with_desktop(own, view)
             finally:
-                told["state"] = await _give_back(own, view["lease"])
+                told["state"] = await give_back(own, view["lease"], TTL, "Codex ended")
             return {**told, "exit": code}
 
     def _introduce(self, told: dict[str, Any]) -> None:
@@ -156,7 +149,7 @@ class _Run:
     async def _with_desktop(self, wire: connect.Wire, view: dict[str, Any]) -> int:
         """Codex from its start to its end. From here on a signal is Codex's: nothing is awaited before it is known."""
         process = self._process = self._start(wire.url or view["url"], view["token"])
-        renewing = asyncio.create_task(_renew(wire, view["lease"]), name=f"renew {view['lease']}")
+        renewing = asyncio.create_task(renew(wire, view["lease"], TTL), name=f"renew {view['lease']}")
         try:
             code = await asyncio.to_thread(process.wait)
         finally:
@@ -174,17 +167,6 @@ class _Run:
             return subprocess.Popen([program, *_overrides(url), *words], env=_environment(url, token), stdout=out)
         except OSError as error:
             raise UnavailableError(f"{program} cannot be started: {error.strerror}", code="no_codex") from None
-
-
-def _in_foreground() -> bool:
-    """Whether a terminal has us in its foreground: then its ^C reached Codex as well."""
-    with suppress(OSError):
-        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
-        try:
-            return os.tcgetpgrp(terminal) == os.getpgrp()
-        finally:
-            os.close(terminal)
-    return False
 
 
 def _overrides(url: str) -> list[str]:
@@ -224,46 +206,3 @@ async def _acquired(
         return own, await acquire(own, body, body["wait"])
 
     return await first_free(wire, agent, body["profile"], ask)
-
-
-async def _renew(wire: connect.Wire, lease: str) -> None:
-    """For as long as there is something to renew: a controller may be away, a lease paused, and come back."""
-    while True:
-        await asyncio.sleep(TTL / 3)
-        try:
-            await connect.ask(wire, "POST", connect.path("leases", lease, "renew"), {}, start=False)
-        except LeaseOverError:
-            return
-        except FleetError:
-            continue  # nothing may be printed into Codex's screen; the end tells what became of the lease
-
-
-async def _give_back(wire: connect.Wire, lease: str) -> str:
-    """The state it ends in, told if we did not end it. A controller that is just coming back is asked again."""
-    why = "the controller does not answer"
-    with suppress(TimeoutError):
-        async with asyncio.timeout(GRACE):
-            while True:
-                try:
-                    view = await connect.ask(wire, "POST", connect.path("leases", lease, "release"), {}, start=False)
-                    if view["state"] != "released":
-                        output.note(_why_over(view))
-                    return str(view["state"])
-                except LeaseOverError as error:
-                    output.note(error.what)
-                    return error.code.removeprefix("lease_")
-                except UnavailableError:
-                    await asyncio.sleep(0.5)
-                except FleetError as error:
-                    why = error.what
-                    break
-    output.note(
-        f"lease {lease} could not be given back: {why}. It runs out within {TTL / 60:g} minutes of its last use"
-    )
-    output.note(f"  sooner: cu-fleet lease release {lease}")
-    return "unknown"
-
-
-def _why_over(view: dict[str, Any]) -> str:
-    by, why = f" by {view['by']}" if view["by"] else "", f": {view['reason']}" if view["reason"] else ""
-    return f"lease {view['lease']} was {view['state']}{by} before Codex ended{why}"

@@ -166,12 +166,12 @@ def _opened(file: Path) -> Any:
 
 async def _stdin_chunks(name: str, tally: Tally) -> AsyncIterator[bytes]:
     descriptor = sys.stdin.fileno()
-    while chunk := await _read(descriptor):
+    while chunk := await read_some(descriptor):
         tally.add(name, len(chunk))
         yield chunk
 
 
-async def _read(descriptor: int) -> bytes:
+async def read_some(descriptor: int) -> bytes:
     """The next bytes of a pipe or file, without keeping ^C waiting for them."""
     import asyncio
 
@@ -205,7 +205,7 @@ async def _out(wire: connect.Wire, lease: str, path: str, target: str, tally: Ta
         return await _to_stdout(wire, lease, there, tally)
     place = _target(target, there)
     if folder:
-        return await _folder_out(wire, lease, there, place, tally)
+        return await folder_out(wire, lease, there, place, tally)
     return await _get(wire, lease, info, place, place.parent, tally)
 
 
@@ -214,7 +214,7 @@ def _target(target: str, path: str) -> Path:
     return place / path.rsplit("/", 1)[-1] if path and into else place
 
 
-async def _folder_out(wire: connect.Wire, lease: str, path: str, place: Path, tally: Tally) -> None:
+async def folder_out(wire: connect.Wire, lease: str, path: str, place: Path, tally: Tally) -> None:
     _folder(place, place)
     async for info, below in tree(wire, lease, path):
         there = place.joinpath(*below)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cu_fleet.cli.codex import _give_back
+from cu_fleet.cli.holding import give_back
 from cu_fleet.client.http import Wire
 from tests.cli.support import Ended, cli, finished, start
 from tests.cli.test_live import Controller
@@ -279,10 +279,11 @@ def test_a_controller_that_was_away_is_told_of_the_end_when_it_returns(tmp_path:
 def test_a_controller_that_is_gone_is_told_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("cu_fleet.cli.codex.GRACE", 0.1)
+    monkeypatch.setattr("cu_fleet.cli.holding.GRACE", 0.1)
 
     async def body() -> str:
-        return await _give_back(Wire(url=None, token=None, home=tmp_path, start=False), "ls_0123456789")
+        wire = Wire(url=None, token=None, home=tmp_path, start=False)
+        return await give_back(wire, "ls_0123456789", 300, "it ended")
 
     assert run(body()) == "unknown"
     assert "lease ls_0123456789 could not be given back" in (told := capsys.readouterr().err)
