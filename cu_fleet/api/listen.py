@@ -45,7 +45,8 @@ def tcp_listener(host: str, port: int, *, fallback: bool) -> Iterator[socket.soc
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as e:
         raise InvalidError(f"cannot listen on {host!r}: {e.strerror}", remedy="set CU_FLEET_HOST", host=host) from None
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
+    # The protocol is named, for only then do event loops turn Nagle's algorithm off on what is accepted.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(address)

@@ -19,7 +19,7 @@ from cu_fleet.model import errors
 from cu_fleet.model.errors import FleetError, InvalidError, UnavailableError
 
 MEDIA_TYPE = "application/problem+json"
-_CODES = {404: "no_such_path", 405: "no_such_method", 413: "too_large"}
+_CODES = {404: "no_such_path", 405: "no_such_method", 408: "too_slow", 413: "too_large", 503: "too_much"}
 
 
 class Problem(BaseModel):

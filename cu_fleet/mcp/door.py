@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cu_fleet.model.access import Caller
 from cu_fleet.model.errors import DeniedError, FleetError, UnauthorizedError, UnavailableError
@@ -49,7 +49,19 @@ class Door:
         scope[PROFILE] = parse_qs(scope["query_string"].decode("latin-1")).get("profile", [None])[0]
         manager = await self._served()
         body = await _read(receive)
-        await _unless_gone(manager.handle_request, scope, body, receive, send)
+        await _unless_gone(self._short(scope, body) or manager.handle_request, scope, body, receive, send)
+
+    def _short(self, scope: Scope, body: bytes) -> ASGIApp | None:
+        from cu_fleet.mcp import server, short
+
+        call = short.read(scope, body)
+        if call is None:
+            return None
+
+        async def app(scope: Scope, _: Receive, send: Send) -> None:
+            await short.answer(call, await server.called(self._fleet, scope, call.tool, call.arguments), send)
+
+        return app
 
     async def _caller(self, scope: Scope) -> Caller | FleetError:
         """Who calls, or why their token opens nothing any more; refuses whoever is not known."""

@@ -1,6 +1,8 @@
 """The SDK's server over the table of tools: lists what a lease may use, and answers each call within a minute."""
 
 import asyncio
+import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mcp.server.context import ServerRequestContext
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from cu_fleet.controller import Controller
 
 WITHIN = 50.0  # seconds
+_log = logging.getLogger("cu_fleet.mcp")
 
 
 def leased(fleet: "Controller") -> Server[Any]:
@@ -37,11 +40,7 @@ def leased(fleet: "Controller") -> Server[Any]:
             raise MCPError(INVALID_PARAMS, str(error)) from None
 
     async def call(context: ServerRequestContext[Any, Any], asked: CallToolRequestParams) -> Answer:
-        try:
-            who, lease = at_desk(_scope(context))
-            return await _within(asked.name, tools.run(asked.name, asked.arguments, tools.At(fleet, who, lease)))
-        except FleetError as error:
-            return refused(error)
+        return await called(fleet, _scope(context), asked.name, asked.arguments)
 
     return Server(
         "cu-fleet",
@@ -52,6 +51,18 @@ def leased(fleet: "Controller") -> Server[Any]:
         on_list_tools=listing,
         on_call_tool=call,
     )
+
+
+async def called(fleet: "Controller", scope: Scope, tool: str, given: Mapping[str, Any] | None) -> Answer:
+    """What a tool answers. Whatever goes wrong is an answer too."""
+    try:
+        who, lease = at_desk(scope)
+        return await _within(tool, tools.run(tool, given, tools.At(fleet, who, lease)))
+    except FleetError as error:
+        return refused(error)
+    except Exception:  # noqa: BLE001 - it is logged, and a client that gets no answer would give up
+        _log.exception("%s failed", tool[:100])
+        return refused(FleetError("the controller failed at this; its log says more", code="internal"))
 
 
 def _scope(context: ServerRequestContext[Any, Any]) -> Scope:

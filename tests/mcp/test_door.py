@@ -4,13 +4,15 @@ import asyncio
 import base64
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image
 
-from cu_fleet.mcp import tools
+from cu_fleet.mcp import short, tools
 from cu_fleet.model.access import Role
 from cu_fleet.model.action import TYPES
 from tests.api.door import Door, problem, raw
@@ -565,3 +567,90 @@ def test_the_raw_socket_of_the_home_needs_a_lease_too(tmp_path: Path) -> None:
             assert "opens no desktop" in json.loads(answer)["result"]["content"][0]["text"]
 
     run(body())
+
+
+# the short way, and the SDK's
+
+
+_CLICKED: dict[str, Any] = {"name": "click", "arguments": {"x": 1, "y": 1}}
+CALLS: list[tuple[dict[str, Any], dict[str, str]]] = [
+    (CALL, {}),
+    (CALL | {"id": "a name"}, {}),
+    (CALL | {"id": 1.5}, {}),
+    (CALL | {"id": True}, {}),
+    (CALL | {"id": None}, {}),
+    (CALL | {"jsonrpc": "1.0"}, {}),
+    (CALL | {"more": 1}, {}),
+    (CALL | {"params": {"name": "screenshot"}}, {}),
+    (CALL | {"params": {"name": "screenshot", "arguments": None}}, {}),
+    (CALL | {"params": {"name": "screenshot", "_meta": {"progressToken": 1}}}, {}),
+    (CALL | {"params": {"name": "screenshot", "more": 1}}, {}),
+    (CALL | {"params": {"name": "nonsense", "arguments": {}}}, {}),
+    (CALL | {"params": {"name": "click", "arguments": {"x": "a"}}}, {}),
+    (CALL | {"params": _CLICKED}, {}),
+    (CALL | {"params": _CLICKED | {"arguments": {"x": 1, "y": 1, "z": 2}}}, {}),
+    (CALL | {"params": {"name": "type", "arguments": {"text": "\ud800"}}}, {}),
+    (CALL, {"MCP-Protocol-Version": "2025-03-26"}),
+    (CALL, {"MCP-Protocol-Version": "1999-01-01"}),
+    (CALL, {"Accept": "application/json"}),
+    (CALL, {"Accept": "text/html"}),
+    (CALL, {"Accept": "*/*"}),
+    (CALL, {"Content-Type": "application/json; charset=utf-8"}),
+    (CALL, {"Content-Type": "text/plain"}),
+    (CALL, {"Mcp-Session-Id": "none of ours"}),
+]
+
+
+def test_the_short_way_says_what_the_sdk_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def said(http: httpx.AsyncClient, message: dict[str, Any], headers: dict[str, str]) -> object:
+        content = json.dumps(message).encode()
+        told = HEADERS | {"Content-Type": "application/json"} | headers
+        answer = await http.post("/mcp", content=content, headers=told)
+        names = sorted(name for name in answer.headers if name not in ("date", "content-length"))
+        text = re.sub(r"fr_[a-z0-9]+", "fr_x", answer.text)
+        return answer.status_code, names, json.loads(text) if answer.status_code == 200 else text
+
+    async def body() -> None:
+        taken = []
+        read = short.read
+
+        def noted(*words: Any) -> Any:
+            taken.append(read(*words))
+            return taken[-1]
+
+        async with house(tmp_path) as door:
+            _, token = await _leased(door)
+            async with door.tcp_client(token) as http:
+                await said(http, CALL, {})
+                for message, headers in CALLS:
+                    monkeypatch.setattr(short, "read", noted)
+                    ours = await said(http, message, headers)
+                    monkeypatch.setattr(short, "read", lambda *_: None)
+                    assert ours == await said(http, message, headers), (message, headers)
+        assert 8 <= sum(call is not None for call in taken) < len(CALLS), "some take it, some do not"
+
+    run(body())
+
+
+def test_a_fault_of_ours_is_an_answer_and_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body() -> None:
+        async with house(tmp_path) as door:
+            _, token = await _leased(door)
+
+            async def broken(*_: object, **__: object) -> None:
+                raise RuntimeError("secret-in-the-works")
+
+            monkeypatch.setattr(door.fleet.controller, "windows", broken)
+            for mode in (OLD, NEW):
+                async with client(door, token, mode) as session:
+                    words = failed(await session.call_tool("windows", {}), "internal")
+                    assert "secret" not in words
+            async with door.tcp_client(token) as http:
+                asked = CALL | {"params": {"name": "windows"}}
+                answer = await http.post("/mcp", json=asked, headers=HEADERS)
+                assert "the controller failed at this" in answer.text
+
+    run(body())
+    assert [x.message for x in caplog.records if x.exc_info] == ["windows failed"] * 3
