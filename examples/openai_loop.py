@@ -4,8 +4,8 @@
     pip install cu-fleet-controller openai
     OPENAI_API_KEY=… examples/openai_loop.py "open the editor and write a haiku"
 
-MODEL, AGENT and PROFILE may be set. A call with pending safety checks is done only after a person at this terminal has
-typed "yes"; without a terminal it is refused.
+MODEL, AGENT and PROFILE may be set. A call with pending safety checks waits until the operator has answered
+(`cu-fleet approval list`), and is done only after a yes; no answer within ten minutes is a no.
 """
 
 import asyncio
@@ -22,15 +22,6 @@ MODEL = os.environ.get("MODEL", "gpt-5.4")
 AGENT = os.environ.get("AGENT", "openai-agent")
 PROFILE = os.environ.get("PROFILE", "local")
 MOST_TURNS = 50
-
-
-async def ask(checks: Any, call: Any) -> bool:
-    """The person at the terminal decides."""
-    if not sys.stdin.isatty():
-        return False
-    for check in checks:
-        print(f"safety check: {check.get('message') or check.get('code')}", file=sys.stderr)
-    return await asyncio.to_thread(input, f"{call.get('actions') or call.get('action')}\ngo on? (yes/no) ") == "yes"
 
 
 async def work(client: AsyncOpenAI, computer: Computer, task: str) -> str:
@@ -54,7 +45,7 @@ async def main(task: str) -> None:
         Fleet.connect() as fleet,
         fleet.lease(agent=AGENT, profile=PROFILE) as desktop,
     ):
-        print(await work(client, Computer(desktop, confirm=ask), task))
+        print(await work(client, Computer(desktop), task))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ failure it is not known. A person who takes over may have moved it since.
 
 import asyncio
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +21,7 @@ from cu_fleet.client.desktop import Area, Desktop, Result
 from cu_fleet.model.action import MOST_SECONDS, Action, Drag, check_on_screen, parse_actions
 from cu_fleet.model.errors import FleetError, InvalidError, LeaseOverError
 from cu_fleet.model.keys import MODIFIERS, combo, keysym
+from cu_fleet.model.view import ApprovalView
 
 if TYPE_CHECKING:
     from cu_fleet.client.desktop import Picture
@@ -66,14 +67,12 @@ class Display:
             raise InvalidError(f"a display of {self.width}x{self.height} shows nothing", code="bad_size")
         self.pointer: tuple[int, int] | None = None
 
-    async def act(self, steps: Sequence[Step], *, intent: str | None = None) -> Shown:
+    async def act(self, steps: Sequence[Step], *, intent: str | None = None, approval: str | None = None) -> Shown:
         """Do them in order until one fails, and look. Nothing is sent if any of them is wrong."""
-        actions = parse_actions([*steps])
-        for action in actions:
-            check_on_screen(action, self.width, self.height, "the display")
+        actions = self._checked(steps)
         sent = [self._scaled(action) for action in actions]
         try:
-            result = await self.desktop.act(sent, screenshot=self._wanted(), intent=intent)
+            result = await self.desktop.act(sent, screenshot=self._wanted(), intent=intent, approval=approval)
         except LeaseOverError:
             raise
         except FleetError as error:  # then the first was not done, and none after it, if there was an answer at all
@@ -89,6 +88,18 @@ class Display:
         if result.image is None:
             return await self._shown(failed)
         return Shown(await self._fitted(result.image), failed)
+
+    async def answered(self, steps: Sequence[Step], reason: str, checks: Sequence[Mapping[str, Any]]) -> ApprovalView:
+        """What the operator says to these steps, asked through the controller; returns when it is answered, or over."""
+        sent = [self._scaled(action) for action in self._checked(steps)]
+        asked = await self.desktop.ask_approval(sent, reason, checks=checks)
+        return await self.desktop.approval(asked.approval)
+
+    def _checked(self, steps: Sequence[Step]) -> list[Action]:
+        actions = parse_actions([*steps])
+        for action in actions:
+            check_on_screen(action, self.width, self.height, "the display")
+        return actions
 
     async def look(self) -> Image64:
         """The whole display. A blank screen is shown too: it is for the model to see that."""

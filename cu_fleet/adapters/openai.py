@@ -1,13 +1,14 @@
 """OpenAI's computer tools: `computer`, whose calls hold batches of `actions`, and `computer_use_preview`, with one.
 
-    computer = Computer(desktop, confirm=ask_a_person)
+    computer = Computer(desktop)
     response = await client.responses.create(model=…, tools=[computer.tool], input=…)
     input = [item for call in calls for item in await computer.answer(call.to_dict())]
 
 Calls and answers are dictionaries as the Responses API has them. A `computer_call_output` can hold a picture and
 nothing else, so what went wrong follows it in a message of the developer's.
 
-A call with pending safety checks is done only when `confirm` has said `True`, and refused while nobody is there to ask.
+A call with pending safety checks is done only when a person has agreed to it: the operator, who is asked through the
+controller and answers there (`cu-fleet approval list`), or whoever `confirm` asks instead, by saying `True`.
 Distances of the wheel come in pixels; a notch of it is about `PIXELS` of a page.
 """
 
@@ -152,11 +153,13 @@ class Computer:
         """
         asked = parsed(call)
         checks = asked.get("pending_safety_checks") or []
-        await self._confirmed(checks, asked)
+        if checks and self._confirm:
+            await self._confirmed(self._confirm, checks, asked)
         intent = "confirmed: " + ", ".join(str(check.get("code") or check.get("id")) for check in checks)
         try:
             steps = [step for action in _actions(asked) for step in self.steps(action)]
-            shown = await self.display.act(steps, intent=intent[:2000] if checks else None)
+            approval = None if self._confirm or not checks else await self._approved(checks, steps)
+            shown = await self.display.act(steps, intent=intent[:2000] if checks else None, approval=approval)
         except InvalidError as error:  # the model's words are off; it can say better ones
             return self._items(asked, (await self.display.look()).url, checks, f"nothing was done: {error}")
         if shown.image is None:
@@ -189,20 +192,21 @@ class Computer:
         dy = self.display.notches(action["scroll_y"], self._per_notch, across=False)
         return {"type": "scroll", **at, "dx": dx, "dy": dy}
 
-    async def _confirmed(self, checks: list[SafetyCheck], call: ComputerCall) -> None:
-        if not checks:
-            return
-        said: object = self._confirm(checks, call) if self._confirm else None
+    async def _confirmed(self, confirm: Confirm, checks: list[SafetyCheck], call: ComputerCall) -> None:
+        said: object = confirm(checks, call)
         if isawaitable(said):
             said = await said
         if said is not True:
-            what = "; ".join(str(check.get("message") or check.get("code") or check.get("id")) for check in checks)
-            raise DeniedError(
-                f"nothing was done: OpenAI wants a person to look first ({what})",
-                remedy="the operator did not agree" if self._confirm else "give `confirm`, which asks the operator",
-                code="safety_check",
-                checks=[dict(check) for check in checks],
-            )
+            raise _unconfirmed(checks, "the operator did not agree")
+
+    async def _approved(self, checks: list[SafetyCheck], steps: list[Step]) -> str:
+        """The operator's approval of these very steps."""
+        said = await self.display.answered(steps, "OpenAI wants a person to look first", [_told(x) for x in checks])
+        if said.state != "approved":
+            words = {"denied": f"{said.by} said no", "expired": "nobody answered in time, which is a no"}
+            why = f": {said.answer}" if said.answer else ""
+            raise _unconfirmed(checks, f"{words.get(said.state, f'the question is {said.state}')}{why}", said.approval)
+        return said.approval
 
     def _items(self, call: ComputerCall, url: str, checks: list[SafetyCheck], error: str) -> list[dict[str, Any]]:
         output: dict[str, Any] = {
@@ -229,6 +233,23 @@ def parsed(call: Mapping[str, Any]) -> ComputerCall:
     if asked.get("status") == "incomplete":
         raise InvalidError(f"call {asked['call_id']} is incomplete", remedy="nothing was done", code="bad_call")
     return asked
+
+
+def _told(check: SafetyCheck) -> dict[str, object]:
+    """As our controller takes it."""
+    most = {"id": 200, "code": 200, "message": 4000}
+    return {key: str(value)[: most[key]] for key, value in check.items() if key in most and value is not None}
+
+
+def _unconfirmed(checks: list[SafetyCheck], why: str, approval: str | None = None) -> DeniedError:
+    what = "; ".join(str(check.get("message") or check.get("code") or check.get("id")) for check in checks)
+    return DeniedError(
+        f"nothing was done: OpenAI wants a person to look first ({what})",
+        remedy=why,
+        code="safety_check",
+        checks=[dict(check) for check in checks],
+        approval=approval,
+    )
 
 
 def _actions(call: ComputerCall) -> list[Action]:

@@ -18,7 +18,7 @@ from cu_fleet.model.keys import keysym
 from tests.adapters.desk import picture
 from tests.api.door import Door, open_door
 from tests.controller.fleet import ANA
-from tests.support import run
+from tests.support import run, until
 
 pytestmark = pytest.mark.slow
 
@@ -72,9 +72,18 @@ def served(model: Model) -> Iterator[Model]:
 
 
 def looped(
-    home: Path, example: str, agent: str, model: Model, variables: Callable[[str], dict[str, str]]
+    home: Path,
+    example: str,
+    agent: str,
+    model: Model,
+    variables: Callable[[str], dict[str, str]],
+    *,
+    says: bool | None = None,
 ) -> tuple[int, str, str, list[tuple[object, ...]]]:
-    """Run the example against the model: its exit code, output, errors, and what its screen has seen."""
+    """Run the example against the model: its exit code, output, errors, and what its screen has seen.
+
+    `says`: what the operator answers when asked.
+    """
 
     async def body() -> tuple[int, str, str, list[tuple[object, ...]]]:
         async with open_door(home) as door:
@@ -87,6 +96,9 @@ def looped(
                 stderr=asyncio.subprocess.PIPE,
             )
             screen = asyncio.create_task(_screen(door), name="find the screen")
+            if says is not None:
+                (question,) = await until(lambda: door.fleet.controller.approvals(ANA), timeout=60)
+                await door.fleet.controller.answer(ANA, question.approval, approve=says, reason="so I decide")
             out, err = await process.communicate()
             screen.cancel()
             await asyncio.wait({screen})
@@ -183,11 +195,20 @@ def test_openai_loop(tmp_path: Path) -> None:
     assert len(fourth["input"]) == 1
 
 
-def test_openai_loop_does_nothing_unsafe_without_a_person(tmp_path: Path) -> None:
+def test_openai_loop_does_what_is_unsafe_when_the_operator_says_so(tmp_path: Path) -> None:
+    call = computer_call(1, {"type": "keypress", "keys": ["p"]}, checks=(CHECK,))
+    model = Model(response(1, call), response(2, words("Done.")))
+    code, out, err, seen = looped(tmp_path, "openai_loop.py", "openai-agent", model, openai_at, says=True)
+    assert (code, out, keys(seen)) == (0, "Done.\n", [keysym("p")]), err
+    assert model.bodies[1]["input"][0]["acknowledged_safety_checks"] == [CHECK]
+
+
+def test_openai_loop_does_nothing_unsafe_against_the_operators_word(tmp_path: Path) -> None:
     model = Model(response(1, computer_call(1, {"type": "type", "text": "pin"}, checks=(CHECK,))))
-    code, out, err, seen = looped(tmp_path, "openai_loop.py", "openai-agent", model, openai_at)
+    code, out, err, seen = looped(tmp_path, "openai_loop.py", "openai-agent", model, openai_at, says=False)
     assert (code, out) == (1, "")
     assert "This looks like a bank." in err
+    assert "so I decide" in err
     assert len(model.asked) == 1
     assert not keys(seen)
 

@@ -1,5 +1,6 @@
 """OpenAI's calls on a desktop of the fake backend: what reaches the screen, and what is sent back."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from cu_fleet.model.errors import DeniedError, InvalidError, LeaseOverError, Una
 from cu_fleet.model.keys import keysym
 from tests.adapters.desk import WIDE, Desk, both, desk, picture
 from tests.controller.fleet import ANA
-from tests.support import run
+from tests.support import run, until
 
 CHECK = {"id": "cu_sc_1", "code": "malicious_instructions", "message": "The screen asks for a password."}
 
@@ -210,7 +211,7 @@ def test_safety_checks_are_closed_without_a_person(tmp_path: Path) -> None:
 
         async with desk(tmp_path) as d:
             asked = call({"type": "type", "text": "a"}, pending_safety_checks=[CHECK])
-            for confirm in (None, truthy, no):
+            for confirm in (truthy, no):
                 with pytest.raises(DeniedError, match="asks for a password") as caught:
                     await Computer(d.desktop, confirm=confirm).answer(asked)
                 assert (caught.value.code, caught.value.facts["checks"]) == ("safety_check", [CHECK])
@@ -235,6 +236,59 @@ def test_what_a_person_confirms_is_done_acknowledged_and_on_record(tmp_path: Pat
             assert heard == [([CHECK], [action])]
             assert d.struck() == both("a")
             assert await _intents(d) == {"confirmed: malicious_instructions"}
+
+    run(body())
+
+
+async def waiting(d: Desk) -> Any:
+    """The question that has reached the operator."""
+    found = await until(lambda: d.door.fleet.controller.approvals(ANA))
+    return found[0]
+
+
+def test_by_default_the_operator_is_asked_and_a_yes_does_it(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with desk(tmp_path, **WIDE) as d:
+            computer = Computer(d.desktop, (100, 60))
+            click = {"type": "click", "button": "left", "x": 50, "y": 30}
+            asked = call(click, {"type": "type", "text": "a"}, pending_safety_checks=[{**CHECK, "more": None}])
+            answering = asyncio.create_task(computer.answer(asked), name="test: answer")
+            question = await waiting(d)
+            assert [check.model_dump() for check in question.checks] == [CHECK]
+            assert [action["type"] for action in question.actions] == ["click", "type"]
+            assert (question.actions[1]["text"], bool(question.frame)) == ("a", True)
+            assert not d.struck()
+            await d.door.fleet.controller.answer(ANA, question.approval, approve=True)
+            (item,) = await answering
+            assert item["acknowledged_safety_checks"][0]["id"] == CHECK["id"]
+            assert d.struck() == both("a")
+            (x, y, _) = d.pressed()[0]
+            assert (question.actions[0]["x"], question.actions[0]["y"]) == (x, y), "what was shown is what was done"
+            assert (await d.door.fleet.controller.approval(ANA, question.approval)).state == "used"
+            assert await _intents(d) == {"confirmed: malicious_instructions"}
+
+    run(body())
+
+
+def test_without_the_operators_yes_nothing_is_done(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with desk(tmp_path) as d:
+            controller = d.door.fleet.controller
+            asked = call({"type": "type", "text": "a"}, pending_safety_checks=[CHECK])
+            for end, words in (("deny", "operator ana said no: not there"), ("late", "nobody answered in time")):
+                answering = asyncio.create_task(Computer(d.desktop).answer(asked), name="test: answer")
+                question = await waiting(d)
+                if end == "deny":
+                    await controller.answer(ANA, question.approval, approve=False, reason="not there")
+                else:
+                    await d.door.fleet.clock.advance(601)
+                with pytest.raises(DeniedError, match=words) as caught:
+                    await answering
+                assert (caught.value.code, caught.value.facts["approval"]) == ("safety_check", question.approval)
+            off = call({"type": "move", "x": 5000, "y": 1}, pending_safety_checks=[CHECK])
+            assert "nothing was done" in error_of(await Computer(d.desktop).answer(off)), "nobody is asked about that"
+            assert await controller.approvals(ANA) == []
+            assert not d.screen.events
 
     run(body())
 
