@@ -1,0 +1,114 @@
+"""The machine, as libvirt is told of it: what a desktop needs of virtual hardware, and nothing more.
+
+Nothing of the host is shared with it but its disk, its seed and three sockets. It runs as a user of its own where we
+are root, confined by QEMU's own filter and libvirt's control groups. A reset ends it like a power-off, so that no
+machine goes on under an identity that was given to another start of it.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement
+
+from cu_fleet.backends.libvirt.layout import Desk
+from cu_fleet.model.profile import Profile
+
+NAMESPACE = "urn:cu-fleet:desktop:1"
+PORT = "cu-fleet"
+_PERIOD = 100_000  # microseconds
+_COMMAND_LINE = "root=LABEL=cu-fleet rw quiet console=tty1 console=ttyS0 systemd.show_status=0 mitigations=off"
+ElementTree.register_namespace("cu-fleet", NAMESPACE)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """All that makes one kind of machine; two with the same are alike but for names."""
+
+    kind: str  # "kvm", or "qemu" for emulation
+    type: str  # QEMU's name of the board
+    image: Path  # the golden image's folder
+    seed: Path
+    memory: int
+    cpus: float
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, profile: Profile, kind: str, board: str, image: Path, seed: Path) -> "Machine":
+        limits, screen = profile.limits, profile.screen
+        return cls(kind, board, image, seed, limits.memory, limits.cpus, screen.width, screen.height)
+
+
+def xml(machine: Machine, desk: Desk, label: str, fleet: str, uid: int | None) -> str:
+    top = Element("domain", type=machine.kind)
+    _text(top, "name", desk.name)
+    _text(top, "uuid", desk.uuid)
+    _text(top, "title", label)
+    SubElement(SubElement(top, "metadata"), f"{{{NAMESPACE}}}desktop", id=desk.id, fleet=fleet)
+    _text(top, "memory", str(machine.memory >> 10), unit="KiB")
+    _text(top, "vcpu", str(ceil(machine.cpus)))
+    tune = SubElement(top, "cputune")
+    _text(tune, "global_period", str(_PERIOD))
+    _text(tune, "global_quota", str(int(machine.cpus * _PERIOD)))
+    _boot(top, machine)
+    features = SubElement(top, "features")
+    SubElement(features, "acpi")
+    SubElement(features, "apic")
+    SubElement(features, "vmport", state="off")
+    if machine.kind == "kvm":
+        SubElement(top, "cpu", mode="host-model")
+    else:
+        _text(SubElement(top, "cpu", mode="custom", match="exact", check="none"), "model", "Nehalem")
+    SubElement(top, "clock", offset="utc")
+    for event in ("on_poweroff", "on_reboot", "on_crash"):
+        _text(top, event, "destroy")
+    _devices(SubElement(top, "devices"), machine, desk)
+    if uid is not None:
+        _text(SubElement(top, "seclabel", type="static", model="dac", relabel="no"), "label", f"+{uid}:+{uid}")
+    return ElementTree.tostring(top, "unicode")
+
+
+def _boot(top: Element, machine: Machine) -> None:
+    system = SubElement(top, "os")
+    _text(system, "type", "hvm", arch="x86_64", machine=machine.type)
+    _text(system, "kernel", str(machine.image / "vmlinux"))
+    _text(system, "initrd", str(machine.image / "initrd"))
+    _text(system, "cmdline", _COMMAND_LINE)
+
+
+def _devices(devices: Element, machine: Machine, desk: Desk) -> None:
+    _disk(devices, "vda", "qcow2", desk.disk, discard="unmap")
+    seed = _disk(devices, "vdb", "raw", machine.seed)
+    SubElement(seed, "readonly")
+    _text(seed, "serial", PORT)
+    SubElement(devices, "controller", type="usb", model="none")
+    SubElement(devices, "controller", type="virtio-serial")
+    channel = SubElement(devices, "channel", type="unix")
+    SubElement(channel, "source", mode="bind", path=str(desk.port))
+    SubElement(channel, "target", type="virtio", name=PORT)
+    console = SubElement(devices, "serial", type="unix")
+    SubElement(console, "source", mode="bind", path=str(desk.console))
+    for kind in ("tablet", "keyboard"):
+        SubElement(devices, "input", type=kind, bus="virtio")
+    SubElement(devices, "graphics", type="vnc", socket=str(desk.screen), sharePolicy="ignore")
+    model = SubElement(SubElement(devices, "video"), "model", type="virtio", heads="1", primary="yes")
+    SubElement(model, "resolution", x=str(machine.width), y=str(machine.height))
+    _text(SubElement(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")
+    SubElement(devices, "memballoon", model="none")
+
+
+def _disk(devices: Element, name: str, kind: str, path: Path, **driver: str) -> Element:
+    """A disk whose owner is as we made it: libvirt would give a shared one to whichever machine starts last."""
+    disk = SubElement(devices, "disk", type="file", device="disk")
+    SubElement(disk, "driver", name="qemu", type=kind, **driver)
+    source = SubElement(disk, "source", file=str(path))
+    SubElement(source, "seclabel", model="dac", relabel="no")
+    SubElement(disk, "target", dev=name, bus="virtio")
+    return disk
+
+
+def _text(parent: Element, name: str, text: str, **attributes: str) -> Element:
+    made = SubElement(parent, name, **attributes)
+    made.text = text
+    return made

@@ -1,0 +1,109 @@
+"""A machine's seed: a second, read-only disk with all that makes a booting golden image this profile's desktop.
+
+The disk is an archive without a file system, so it is made as fast as it is read. An image holds nothing of ours but
+the service that reads it, and need not be built again when something in here changes.
+"""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+from cu_fleet.backends import inside
+from cu_fleet.backends.inside import BEGINNING, HOME, HOME_BEGINS, UID
+from cu_fleet.guest import init as guest
+from cu_fleet.guest import port
+from cu_fleet.model.profile import Profile, Screen
+
+_PORT = Path(port.__file__).read_bytes()
+_XORG = """Section "ServerFlags"
+  Option "BlankTime" "0"
+  Option "DontVTSwitch" "true"
+  Option "DontZap" "true"
+EndSection
+Section "Monitor"
+  Identifier "screen"
+  Modeline {modeline}
+  Option "PreferredMode" "desktop"
+EndSection
+Section "Device"
+  Identifier "card"
+  Driver "modesetting"
+  Option "AccelMethod" "none"
+  Option "Monitor-Virtual-1" "screen"
+EndSection
+Section "Screen"
+  Identifier "screen"
+  Device "card"
+  Monitor "screen"
+  DefaultDepth 24
+  SubSection "Display"
+    Modes "desktop"
+  EndSubSection
+EndSection
+"""
+
+
+def seed(profile: Profile, template: Path | None) -> bytes:
+    """The same bytes for the same profile and program."""
+    setup = {
+        "uid": UID,
+        "boot": "warm",
+        "argv": _server(profile.screen),
+        "env": [f"{name}={value}" for name, value in inside.environment(profile.but(env={})).items()],
+        "hostname": "desktop",
+        "machine_id": "0" * 31 + "1",
+    }
+    return archive(
+        {
+            "config": inside.config(profile.but(autostart=()), "warm"),
+            "desktop.json": json.dumps(setup).encode(),
+            "init.py": inside.INIT.encode(),
+            "openbox.xml": inside.OPENBOX.encode(),
+            "port.py": _PORT,
+            "state.tar": home(template),
+            "xorg.conf": _XORG.format(modeline=_modeline(profile.screen)).encode(),
+        }
+    )
+
+
+def _server(screen: Screen) -> list[str]:
+    """The terminal is made ready by who starts it; see `guest.port`."""
+    own = f"-config {guest.SETUP}/xorg.conf -logfile {guest.RUN}/Xorg.log".split()
+    words = f"Xorg :0 vt7 -sharevts -novtswitch -nolisten tcp -noreset -s 0 -dpms -dpi {screen.dpi}".split()
+    return [*words, *own]
+
+
+def _modeline(screen: Screen) -> str:
+    """Any size there is, at 60 pictures a second; a card that is none needs no porches."""
+    width, height = screen.width, screen.height
+    across, down = width + 32, height + 16
+    return (
+        f'"desktop" {across * down * 60 / 1e6:.2f} {width} {width + 8} {width + 16} {across} '
+        f"{height} {height + 2} {height + 4} {down}"
+    )
+
+
+def archive(files: dict[str, bytes]) -> bytes:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime = len(content), BEGINNING // 10**9
+            tar.addfile(member, io.BytesIO(content))
+    return data.getvalue()
+
+
+def home(template: Path | None) -> bytes:
+    """An archive of what a fresh home has; what the profile's folder says wins over the built-in."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for path, (mode, content) in {"": (0o700, None), **HOME_BEGINS}.items():
+            member = tarfile.TarInfo(f"{HOME[1:]}/{path}".rstrip("/"))
+            member.mode, member.mtime = mode, BEGINNING // 10**9
+            member.type = tarfile.DIRTYPE if content is None else tarfile.REGTYPE
+            member.size = len(content or b"")
+            tar.addfile(member, io.BytesIO(content or b""))
+        for own in sorted(template.iterdir()) if template else ():
+            tar.add(own, f"{HOME[1:]}/{own.name}")
+    return data.getvalue()
