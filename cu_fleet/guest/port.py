@@ -11,6 +11,9 @@ letter and data; on channel 0 they speak of the machine, on each other one of on
 than a window is under way that its reader has not taken.
 """
 
+# By descriptors and plain names, as these are what is spoken of here:
+# ruff: noqa: PTH101, PTH103, PTH123, PTH208
+
 import contextlib
 import fcntl
 import json
@@ -36,7 +39,8 @@ _RESEED, _ADD_ENTROPY = 0x5207, 0x40085203
 _BEGIN = f"""exec 8<>{RUN}/status 9</dev/null >>{RUN}/log 2>&1 </dev/null
 umask 022
 "$@" 8>&- 9>&- & screen=$!
-tar --extract --file={SETUP}/state.tar --directory=/ --preserve-permissions --no-overwrite-dir && mkdir -p ~/Shared || exit
+tar --extract --file={SETUP}/state.tar --directory=/ --preserve-permissions --no-overwrite-dir || exit
+mkdir -p ~/Shared
 exec /usr/bin/python3 -I -S {SETUP}/init.py $screen"""
 
 
@@ -279,14 +283,18 @@ class Port:
                 known.do(kind, body)
 
     def become(self, who: dict[str, str]) -> None:
-        """An identity of its own, for a machine that others woke up as, too: nothing that was one's name stays."""
+        """An identity of its own, for a machine that others woke up as, too: nothing that was one's name stays.
+
+        One that goes on as itself after it stood still has only its clock to set.
+        """
         seed = bytes.fromhex(who["seed"])
         with open("/dev/urandom", "wb") as random:
             fcntl.ioctl(random, _ADD_ENTROPY, struct.pack("ii", 8 * len(seed), len(seed)) + seed)
             fcntl.ioctl(random, _RESEED)
         time.clock_settime(time.CLOCK_REALTIME, float(who["time"]))
-        identify(who)
-        self.boot = who["boot"]
+        if "boot" in who:
+            identify(who)
+            self.boot = who["boot"]
 
     def hear_of_desktop(self, status: int) -> None:
         for line in os.read(status, 4096).decode(errors="replace").splitlines():

@@ -5,7 +5,7 @@ are root, confined by QEMU's own filter and libvirt's control groups. A reset en
 machine goes on under an identity that was given to another start of it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from xml.etree import ElementTree
@@ -38,6 +38,9 @@ class Machine:
     def of(cls, profile: Profile, kind: str, board: str, image: Path, seed: Path) -> "Machine":
         limits, screen = profile.limits, profile.screen
         return cls(kind, board, image, seed, limits.memory, limits.cpus, screen.width, screen.height)
+
+    def at(self, seed: Path) -> "Machine":
+        return replace(self, seed=seed)
 
 
 def xml(machine: Machine, desk: Desk, label: str, fleet: str, uid: int | None) -> str:
@@ -101,7 +104,7 @@ def _devices(devices: Element, machine: Machine, desk: Desk) -> None:
 def _disk(devices: Element, name: str, kind: str, path: Path, **driver: str) -> Element:
     """A disk whose owner is as we made it: libvirt would give a shared one to whichever machine starts last."""
     disk = SubElement(devices, "disk", type="file", device="disk")
-    SubElement(disk, "driver", name="qemu", type=kind, **driver)
+    SubElement(disk, "driver", {"name": "qemu", "type": kind, **driver})
     source = SubElement(disk, "source", file=str(path))
     SubElement(source, "seclabel", model="dac", relabel="no")
     SubElement(disk, "target", dev=name, bus="virtio")
@@ -109,6 +112,6 @@ def _disk(devices: Element, name: str, kind: str, path: Path, **driver: str) -> 
 
 
 def _text(parent: Element, name: str, text: str, **attributes: str) -> Element:
-    made = SubElement(parent, name, **attributes)
+    made = SubElement(parent, name, attributes)
     made.text = text
     return made

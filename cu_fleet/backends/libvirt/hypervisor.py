@@ -42,7 +42,9 @@ class Hypervisor:
 
     @property
     def uri(self) -> str:
-        return self._given or os.environ.get("LIBVIRT_DEFAULT_URI") or f"qemu:///{'session' if os.geteuid() else 'system'}"
+        return (
+            self._given or os.environ.get("LIBVIRT_DEFAULT_URI") or f"qemu:///{'session' if os.geteuid() else 'system'}"
+        )
 
     async def do(self, work: Callable[[virConnect], T]) -> T:
         """Run `work` with the connection, in a thread."""

@@ -45,7 +45,8 @@ def read(path: Path) -> Saved:
         if len(head) < _HEAD.size or head[:16] != _MAGIC:
             half = head.startswith(_PARTIAL)
             raise BrokenError(
-                f"{path} is no saved machine" + (": it was cut off while it was written" if half else ""), code="damaged"
+                f"{path} is no saved machine" + (": it was cut off while it was written" if half else ""),
+                code="damaged",
             )
         _, version, size, running, compressed, cookie, *_ = _HEAD.unpack(head)
         if version != _VERSION or not 0 < size <= _MOST or cookie > size:

@@ -1,0 +1,302 @@
+"""The libvirt backend: four verbs, and every ability there is, for a hypervisor on this machine.
+
+Every desktop is a fork: its machine wakes from a saved state, a clean one that was warmed once for its profile or a
+snapshot's, with its own disk over that state's, and is then told who it is. What wakes must first say the secret that
+was left in the state when it was saved: not an exit code but this proves that it is the right one, and runs.
+
+Commands go over a serial port (`wire`); the screen is QEMU's own VNC, on a socket in a folder of the desktop's.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cu_fleet.backends import door
+from cu_fleet.backends.base import (
+    SCREEN_ANSWERS,
+    Abilities,
+    Check,
+    Endpoint,
+    Found,
+    Place,
+    Process,
+    Saved,
+    Spec,
+    Usage,
+)
+from cu_fleet.backends.libvirt import checks, disks, machines, snapshots
+from cu_fleet.backends.libvirt.acceleration import said as said_of_kvm
+from cu_fleet.backends.libvirt.files import Files
+from cu_fleet.backends.libvirt.hypervisor import Hypervisor
+from cu_fleet.backends.libvirt.identity import awake, identity
+from cu_fleet.backends.libvirt.layout import Desk, Layout, fits_a_socket
+from cu_fleet.backends.libvirt.machines import Names
+from cu_fleet.backends.libvirt.options import options
+from cu_fleet.backends.libvirt.snapshots import Snapshots
+from cu_fleet.backends.libvirt.warm import State, Warm, seed_of
+from cu_fleet.backends.libvirt.wire import run, wire
+from cu_fleet.guest.init import RUN
+from cu_fleet.model.desktop import Handle
+from cu_fleet.model.errors import BrokenError, ConflictError, InvalidError, UnavailableError
+from cu_fleet.model.profile import Profile
+
+if TYPE_CHECKING:
+    from libvirt import virDomain
+
+_SECONDS_TO_WAKE = 120.0
+_DETACHED = f'exec setsid -f "$@" >>{RUN}/log 2>&1'
+
+
+class LibvirtBackend:
+    name = "libvirt"
+
+    def __init__(self, place: Place, uri: str | None = None, store: Path | None = None) -> None:
+        """`uri` is the hypervisor to use, `store` where its machines' files lie; see `hypervisor` and `layout`."""
+        self.layout = Layout(place, store)
+        self.hypervisor = Hypervisor(uri)
+        self.warm = Warm(self.layout, self.hypervisor)
+        self.snapshots = Snapshots(self.layout)
+        commands = _Exec(self)
+        self.abilities = Abilities(
+            snapshots=_Snapshots(self),
+            exec=commands,
+            freeze=_Freeze(self),
+            files=Files(commands),
+            network=_Network(),
+            logs=_Logs(self),
+            meter=_Meter(self),
+            disk=_Disk(self),
+        )
+
+    def desk(self, handle: Handle) -> Desk:
+        return self.layout.desk(str(handle["desktop"]))
+
+    async def start(self, spec: Spec) -> AsyncIterator[Handle]:
+        desk = self.layout.desk(spec.desktop)
+        yield {"desktop": desk.id}
+        options(spec.profile)
+        if not fits_a_socket(desk):
+            raise InvalidError(f"{self.layout.store} is too long a path for the sockets of machines", code="long_path")
+        await self._clear(desk)
+        state, base = await self._state(spec)
+        uid = await asyncio.to_thread(self.layout.uids.take, desk.id)
+        await asyncio.to_thread(self._furnish, desk, spec, state, base, uid)
+        handle: Handle = {"desktop": desk.id, "boot": spec.boot, "emulated": state.kind != "kvm"}
+        yield handle
+        names = Names(spec.label, seed_of(base.parent), uid)
+        try:
+            async with asyncio.timeout(_SECONDS_TO_WAKE):
+                await self.hypervisor.do(lambda api: machines.wake(api, desk, state.memory, names))
+                await self._become(desk, spec, state)
+                await self._prove_screen(desk, spec)
+                yield handle | {SCREEN_ANSWERS: True}
+                await self._settle(handle, spec)
+        except TimeoutError:
+            raise UnavailableError(
+                f"desktop {desk.id} did not wake within {_SECONDS_TO_WAKE:.0f} s", code="start_failed"
+            ) from None
+
+    async def _clear(self, desk: Desk) -> None:
+        """End what is left of an earlier start."""
+
+        def work() -> None:
+            self.hypervisor.now(lambda api: machines.refuse_foreign(api, desk))
+            self.hypervisor.now(lambda api: machines.end(api, desk))
+            self.layout.remove(desk)
+
+        await self.hypervisor.wait(work)
+
+    async def _state(self, spec: Spec) -> tuple[State, Path]:
+        """What the desktop wakes from, and the disk that its own rests on."""
+        if spec.snapshot is not None:
+            return await asyncio.to_thread(self.snapshots.state, spec.snapshot)
+        state = await self.warm.state(spec.profile)
+        return state, state.disk
+
+    def _furnish(self, desk: Desk, spec: Spec, state: State, base: Path, uid: int | None) -> None:
+        self.layout.make(desk, uid)
+        if spec.snapshot is None:
+            disks.overlay(desk.disk, base, uid)
+        else:
+            disks.copy(state.disk, desk.disk, uid)
+        snapshots.note(desk, state.kind, base, uid, spec.profile.env)
+
+    async def _become(self, desk: Desk, spec: Spec, state: State) -> None:
+        async with wire(desk.port, desk.id) as one:
+            if one.state.get("boot") != state.canary:
+                raise BrokenError(
+                    f"desktop {desk.id} woke as something else than what was saved in {state.dir}", code="wrong_state"
+                )
+            await one.ask("b", identity(spec.boot, spec.label))
+
+    async def _settle(self, handle: Handle, spec: Spec) -> None:
+        """A snapshot never contains the slot, though it lies in the machine; and what comes with a clean desktop."""
+        assert self.abilities.files
+        assert self.abilities.exec
+        if spec.snapshot is not None:
+            await self.abilities.files.remove(handle, "")
+            return
+        for argv in spec.profile.autostart:
+            process = await self.abilities.exec.exec(handle, ["sh", "-c", _DETACHED, "sh", *argv])
+            await process.wait()
+
+    async def _prove_screen(self, desk: Desk, spec: Spec) -> None:
+        with self._connect(desk) as sock:
+            width, height = await door.screen_size(sock)
+        screen = spec.profile.screen
+        if (width, height) != (screen.width, screen.height):
+            raise BrokenError(
+                f"the screen of desktop {desk.id} is {width}x{height}, not {screen.width}x{screen.height} as its "
+                f'profile "{spec.profile.name}" says',
+                code="wrong_geometry",
+            )
+
+    def _connect(self, desk: Desk) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.connect(str(desk.screen))
+        except OSError as e:
+            sock.close()
+            raise UnavailableError(
+                f"desktop {desk.id} does not answer: its screen: {e.strerror}", code="no_answer"
+            ) from None
+        return sock
+
+    async def stop(self, handle: Handle) -> None:
+        desk = self.desk(handle)
+        if not self.layout.used:
+            return
+
+        def work() -> None:
+            self.hypervisor.now(lambda api: machines.end(api, desk))
+            self.layout.remove(desk)
+
+        await self.hypervisor.wait(work)
+
+    async def endpoint(self, handle: Handle) -> Endpoint | None:
+        desk = self.desk(handle)
+        if not desk.dir.exists():
+            return None
+        if await self.hypervisor.do(lambda api: machines.running(api, desk)) is None:
+            return None
+
+        async def connect() -> socket.socket:
+            try:
+                return self._connect(desk)
+            except UnavailableError:
+                await self.hypervisor.do(lambda api: machines.must_run(api, desk))
+                raise
+
+        how = " (emulated, not KVM)" if handle.get("emulated") else ""
+        return Endpoint(connect, f"the screen's own socket in {desk.run}{how}")
+
+    async def found(self) -> list[Found]:
+        if not self.layout.used:
+            return []
+
+        def work() -> dict[str, list[str]]:
+            there = {desktop: ["files"] for desktop in sorted(self.layout.known()) if not desktop.startswith("warm-")}
+            for desktop in self.hypervisor.now(lambda api: machines.found(api, self.layout)):
+                there.setdefault(desktop, []).insert(0, "machine")
+            return there
+
+        there = await self.hypervisor.wait(work)
+        return [Found(desktop, {"desktop": desktop}, " and ".join(kinds)) for desktop, kinds in there.items()]
+
+    async def check(self, profile: Profile | None = None) -> list[Check]:
+        return await checks.all_checks(
+            self.layout, self.hypervisor, said_of_kvm(self.warm.acceleration.known()), profile
+        )
+
+
+class _Ability:
+    def __init__(self, backend: LibvirtBackend) -> None:
+        self.backend = backend
+        self.do = backend.hypervisor.do
+
+
+class _Snapshots(_Ability):
+    async def save(self, handle: Handle, snapshot: str) -> Saved:
+        desk, boot = self.backend.desk(handle), str(handle.get("boot"))
+        made = await self.do(lambda api: self.backend.snapshots.save(api, desk, snapshot, boot))
+        if not await self.do(lambda api: machines.is_paused(machines.must_run(api, desk))):
+            async with wire(desk.port, desk.id) as one:
+                await one.ask("b", awake())
+        return made
+
+    def restore(self, handle: Handle, spec: Spec) -> AsyncIterator[Handle]:
+        """Starting ends what runs, and wakes the state the spec says: exactly what this is."""
+        return self.backend.start(spec)
+
+    async def delete(self, snapshot: str) -> None:
+        await asyncio.to_thread(self.backend.snapshots.delete, snapshot)
+
+    async def saved(self) -> list[str]:
+        return await asyncio.to_thread(self.backend.snapshots.saved)
+
+
+class _Exec(_Ability):
+    async def exec(
+        self,
+        handle: Handle,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> Process:
+        desk = self.backend.desk(handle)
+        return await run(desk.port, desk.id, argv, {**snapshots.env_of(desk), **(env or {})}, cwd)
+
+
+class _Freeze(_Ability):
+    async def freeze(self, handle: Handle) -> None:
+        desk = self.backend.desk(handle)
+        await self.do(lambda api: _still(machines.must_run(api, desk), True))
+
+    async def thaw(self, handle: Handle) -> None:
+        desk = self.backend.desk(handle)
+        if await self.do(lambda api: _still(machines.must_run(api, desk), False)):
+            async with wire(desk.port, desk.id) as one:
+                await one.ask("b", awake())
+
+
+def _still(domain: "virDomain", wanted: bool) -> bool:
+    """Whether it had to be changed."""
+    if machines.is_paused(domain) == wanted:
+        return False
+    (domain.suspend if wanted else domain.resume)()
+    return True
+
+
+class _Network:
+    modes = frozenset({"none"})
+
+
+class _Logs(_Ability):
+    async def logs(self, handle: Handle) -> str:
+        desk = self.backend.desk(handle)
+        process = await run(desk.port, desk.id, ["tail", "-c", "65536", f"{RUN}/log"], None, None)
+        try:
+            said = b"".join([data async for _, data in process.output()])
+        finally:
+            await process.kill()
+        return said[-65536:].decode("utf-8", "replace")
+
+
+class _Meter(_Ability):
+    async def usage(self, handle: Handle) -> Usage:
+        desk = self.backend.desk(handle)
+        memory, seconds = await self.do(lambda api: machines.usage(machines.must_run(api, desk)))
+        async with wire(desk.port, desk.id) as one:
+            processes = (await one.ask("p")).get("processes")
+        return Usage(memory, processes if isinstance(processes, int) else None, seconds)
+
+
+class _Disk(_Ability):
+    async def used(self, handle: Handle) -> int:
+        desk = self.backend.desk(handle)
+        if not desk.dir.exists():
+            raise ConflictError(f"desktop {desk.id} has no disk", code="not_running")
+        return sum(disks.used(path) for path in desk.dir.glob("disk*.qcow2"))

@@ -1,0 +1,50 @@
+"""What `doctor` says of the hypervisor and of the images profiles need. Who uses no machines lacks nothing."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+from cu_fleet.backends.base import Check
+from cu_fleet.backends.libvirt import images
+from cu_fleet.backends.libvirt.hypervisor import Hypervisor
+from cu_fleet.backends.libvirt.layout import Layout
+from cu_fleet.backends.libvirt.options import image, options
+from cu_fleet.model.errors import FleetError
+from cu_fleet.model.profile import Profile
+
+if TYPE_CHECKING:
+    from libvirt import virConnect
+
+
+async def all_checks(layout: Layout, hypervisor: Hypervisor, kvm: str, profile: Profile | None) -> list[Check]:
+    try:
+        system = await hypervisor.do(_system)
+    except FleetError as e:
+        return [Check("libvirt", False, f"no desktops in virtual machines: {e}", needed=False)]
+    found = [Check("libvirt", True, f"a hypervisor answers: {system}; {kvm}", needed=False)]
+    if shutil.which("qemu-img") is None:
+        fix = ("apt-get", "install", "-y", "qemu-utils")
+        found.append(Check("qemu-img", False, "missing: machines' disks are made by it", needed=False, fix=(fix,)))
+    if profile is not None:
+        found.append(_image(layout, profile))
+    return found
+
+
+def _system(api: virConnect) -> str:
+    versions = (_dotted(api.getLibVersion()), _dotted(api.getVersion()))
+    return f"libvirt {versions[0]}, QEMU {versions[1]} ({api.getURI()})"
+
+
+def _dotted(version: int) -> str:
+    return f"{version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}"
+
+
+def _image(layout: Layout, profile: Profile) -> Check:
+    name = f"image of {profile.name}"
+    try:
+        options(profile)
+        golden = images.need(layout, image(profile))
+    except FleetError as e:
+        return Check(name, False, str(e), needed=False)
+    return Check(name, True, f"{golden.dir}, {golden.size_bytes >> 20} MiB", needed=False)

@@ -1,0 +1,176 @@
+"""Golden images: found, and made of the distribution's packages, without mounting a disk.
+
+The packages are those of every desktop's image (`images/desktop`), but for its X server, and those that make a machine
+(`images/vm-desktop`). What mmdebstrap makes of them is an archive; a shell script that is root, if only in a user
+namespace of its own, makes a disk of that. The kernel lies beside the disk, unpacked: under emulation, unpacking it
+takes longer than all else it does before it finds its disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import os
+import secrets
+import shutil
+import subprocess
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import IO
+
+from cu_fleet.backends.libvirt.layout import Layout, drop
+from cu_fleet.model.errors import BrokenError, NotFoundError, UnavailableError
+from cu_fleet.model.names import check_name
+
+Say = Callable[[str], None]
+RECIPES = Path(str(files("cu_fleet").joinpath("images"))).resolve()
+NAMES = ("vm-desktop",)
+_SUITE = "bookworm"
+_SIZE = "8G"  # of the disk, as the machine sees it
+_NOT_HERE = {"tigervnc-standalone-server"}
+_EXCLUDED = [
+    "/usr/share/man/*", "/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*",
+    *(f"/lib/modules/*/kernel/{folder}/*" for folder in ("sound", "drivers/media", "drivers/net/wireless")),
+    *(f"/lib/modules/*/kernel/drivers/{folder}/*" for folder in ("gpu/drm/amd", "gpu/drm/i915", "gpu/drm/nouveau")),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Golden:
+    """An image as it lies in the store."""
+
+    name: str
+    dir: Path
+    recipe: str  # what it was made of; empty: it is not there
+    size_bytes: int = 0
+    created: str = ""
+
+    @property
+    def current(self) -> bool:
+        return self.recipe == recipe()
+
+
+def recipe() -> str:
+    """Changes with everything an image is made of, but for the packages' own versions."""
+    parts = [RECIPES / "setup", RECIPES / "desktop/packages", *sorted((RECIPES / "vm-desktop").iterdir())]
+    data = b"\0".join([*(part.read_bytes() for part in parts), repr([_SUITE, _SIZE, _EXCLUDED]).encode()])
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def look(layout: Layout, name: str) -> Golden:
+    folder = layout.images / check_name("image", name)
+    try:
+        about = json.loads((folder / "about.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return Golden(name, folder, "")
+    return Golden(name, folder, about["recipe"], (folder / "disk.qcow2").stat().st_blocks * 512, about["created"])
+
+
+def need(layout: Layout, name: str) -> Golden:
+    found = look(layout, name)
+    if not found.recipe:
+        remedy = f"cu-fleet image build {name}" if name in NAMES else f"there are {', '.join(NAMES)}"
+        raise UnavailableError(f"there is no image {name} for machines", remedy=remedy, code="no_image", image=name)
+    return found
+
+
+def build(layout: Layout, name: str, say: Say, created: str) -> Golden:
+    """Make an image beside the one there is. `adopt` puts it in its place. Blocks for minutes."""
+    if name not in NAMES:
+        raise NotFoundError(f"there is no recipe for an image {name}", remedy=f"there are {', '.join(NAMES)}")
+    for program, package in {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils"}.items():
+        if shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
+            raise UnavailableError(
+                f"{program} is not installed", remedy=f"apt-get install {package}", code="missing_program"
+            )
+    new = layout.folder(layout.images / f".{name}.{secrets.token_hex(4)}")
+    try:
+        _bootstrap(new / "root.tar", say)
+        say("making the disk")
+        _run(_as_root(["sh", str(RECIPES / "vm-desktop/disk"), str(new / "root.tar"), str(new), _SIZE]), say)
+        (new / "root.tar").unlink()
+        (new / "vmlinux").write_bytes(unpacked((new / "vmlinuz").read_bytes()))
+        for path in new.iterdir():
+            path.chmod(0o444)
+        (new / "about.json").write_text(json.dumps({"recipe": recipe(), "created": created}))
+    except BaseException:
+        drop(new)
+        raise
+    return Golden(name, new, recipe(), (new / "disk.qcow2").stat().st_blocks * 512, created)
+
+
+def adopt(layout: Layout, new: Golden) -> Golden:
+    """Give a new image its name; a machine that began from the old one keeps that open until it ends."""
+    old = layout.images / f".{new.name}.old"
+    drop(old)
+    place = layout.images / new.name
+    if place.exists():
+        place.rename(old)
+    new.dir.rename(place)
+    drop(old)
+    return look(layout, new.name)
+
+
+def packages() -> list[str]:
+    lists = (RECIPES / "desktop/packages", RECIPES / "vm-desktop/packages")
+    words = [w for one in lists for line in one.read_text("utf-8").splitlines() for w in line.partition("#")[0].split()]
+    return [word for word in words if word not in _NOT_HERE]
+
+
+def _bootstrap(archive: Path, say: Say) -> None:
+    into = "/tmp/image"  # noqa: S108  # of the new file system
+    wanted = archive.with_name("packages")
+    wanted.write_text("\n".join(packages()) + "\n")
+    machine = archive.with_name("machine")
+    machine.write_bytes((RECIPES / "vm-desktop/setup").read_bytes())
+    command = ["mmdebstrap", "--format=tar", "--variant=minbase", "--aptopt=Acquire::Languages none"]
+    command += [f"--dpkgopt=path-exclude={folder}" for folder in _EXCLUDED]
+    command += [f"--include={','.join(packages())}"]
+    command += [f'--customize-hook=mkdir -p "$1{into}"']
+    command += [f"--customize-hook=copy-in {RECIPES / 'setup'} {wanted} {machine} {into}"]
+    command += [f'--customize-hook=chroot "$1" sh {into}/setup {into}/packages']
+    command += [f'--customize-hook=chroot "$1" sh {into}/machine']
+    command += [f'--customize-hook=rm -r "$1{into}"', _SUITE, str(archive)]
+    _run(command, lambda line: say(line[2:].strip()) if line.startswith("I:") else None)
+    wanted.unlink()
+    machine.unlink()
+
+
+def _as_root(command: list[str]) -> list[str]:
+    """As root, if only over ids that are ours anyway."""
+    return command if os.geteuid() == 0 else ["unshare", "--map-root-user", "--map-auto", *command]
+
+
+def _run(command: list[str], heard: Callable[[str], None]) -> None:
+    said: list[str] = []
+    environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        out: IO[str] | None = process.stdout
+        assert out
+        for line in out:
+            said = [*said, line.rstrip()][-10:]
+            heard(line.rstrip())
+    if process.returncode:
+        raise UnavailableError("the image could not be built: " + "\n".join(said), code="image_failed")
+
+
+def unpacked(kernel: bytes) -> bytes:
+    """The kernel proper out of the file that unpacks itself; see Linux's Documentation/arch/x86/boot.rst."""
+    setup = (kernel[0x1F1] or 4) + 1
+    at, size = (int.from_bytes(kernel[where : where + 4], "little") for where in (0x248, 0x24C))
+    packed = kernel[setup * 512 + at :][:size]
+    if packed.startswith(b"\xfd7zXZ\0"):
+        whole = lzma.LZMADecompressor().decompress(packed)
+    elif packed.startswith(b"\x1f\x8b"):
+        whole = zlib.decompressobj(31).decompress(packed)
+    else:
+        raise BrokenError("the kernel is packed in a way that we do not know", code="image_failed")
+    if not whole.startswith(b"\x7fELF"):
+        raise BrokenError("the kernel is not what we thought", code="image_failed")
+    return whole

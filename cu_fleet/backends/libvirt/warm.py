@@ -1,0 +1,198 @@
+"""Warm states: a golden image booted, its desktop up and quiet, saved with its memory. Clean desktops are forks of it.
+
+A state is used only by exactly what made it: its key covers the image, the seed (and so the profile, and the program
+inside), the machine as libvirt is told of it, and the versions of libvirt and QEMU. What changed any of them finds no
+state under its key and makes a new one. It lies whole under its name or not at all; one is made at a time, whoever
+asks, and the others wait.
+
+The machine that is made into one is shown only to its maker: it ends when the maker's connection does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cu_fleet.backends import inside
+from cu_fleet.backends.libvirt import domain, images, machines
+from cu_fleet.backends.libvirt.acceleration import Acceleration
+from cu_fleet.backends.libvirt.disks import overlay
+from cu_fleet.backends.libvirt.hypervisor import Hypervisor
+from cu_fleet.backends.libvirt.identity import identity
+from cu_fleet.backends.libvirt.layout import Desk, Layout, drop
+from cu_fleet.backends.libvirt.options import image
+from cu_fleet.backends.libvirt.seed import seed
+from cu_fleet.backends.libvirt.wire import Wire, give_back, take
+from cu_fleet.model.errors import TooLongError, UnavailableError
+from cu_fleet.model.profile import Profile
+
+if TYPE_CHECKING:
+    from libvirt import virConnect
+
+SECONDS_TO_BOOT = 600.0  # under emulation, on a machine that has other things to do
+
+
+@dataclass(frozen=True)
+class State:
+    """A saved machine: its disk, its memory, and what it must say of itself when it wakes."""
+
+    dir: Path
+    canary: str
+    kind: str  # "kvm" or "qemu"
+
+    @property
+    def disk(self) -> Path:
+        return self.dir / "disk.qcow2"
+
+    @property
+    def memory(self) -> Path:
+        return self.dir / "memory"
+
+
+def read(folder: Path) -> State | None:
+    try:
+        about = json.loads((folder / "about.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    return State(folder, about["canary"], about["kind"])
+
+
+def write(folder: Path, canary: str, kind: str) -> None:
+    """The last that is written of a state."""
+    (folder / "about.json").write_text(json.dumps({"canary": canary, "kind": kind}))
+
+
+class Warm:
+    def __init__(self, layout: Layout, hypervisor: Hypervisor) -> None:
+        self.layout, self.hypervisor = layout, hypervisor
+        self.acceleration = Acceleration(layout, hypervisor)
+
+    async def state(self, profile: Profile) -> State:
+        """The warm state of this profile, made now if there is none."""
+        golden = await asyncio.to_thread(images.need, self.layout, image(profile))
+        data = await asyncio.to_thread(self._seed, profile)
+        kind = await self.acceleration.kind(profile, golden.dir)
+        machine = await self.hypervisor.do(lambda api: _machine(api, profile, kind, golden.dir))
+        key = await self.hypervisor.do(lambda api: _key(api, machine, golden, data))
+        folder = self.layout.warm / key
+        if (known := read(folder)) is None:
+            async with self._alone(key):
+                if (known := read(folder)) is None:
+                    await self._make(key, machine, data)
+                    known = read(folder)
+        assert known
+        return known
+
+    def _seed(self, profile: Profile) -> bytes:
+        return seed(profile, inside.template(profile, self.layout.profile_dirs))
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, key: str) -> AsyncIterator[None]:
+        """One maker at a time, in all processes; the kernel gives the lock back when one dies."""
+        self.layout.folder(self.layout.warm)
+        fd = os.open(self.layout.warm / f".{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            async with asyncio.timeout(SECONDS_TO_BOOT):
+                while True:
+                    try:
+                        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        break
+                    except BlockingIOError:
+                        await asyncio.sleep(0.2)
+            yield
+        finally:
+            os.close(fd)
+
+    async def _make(self, key: str, machine: domain.Machine, data: bytes) -> None:
+        folder = self.layout.warm / f".{key}.new"
+        desk = self.layout.warming(key, folder)
+        await self.hypervisor.do(lambda api: machines.end(api, desk))
+        await asyncio.to_thread(drop, folder)
+        uid = await asyncio.to_thread(self.layout.uids.take, desk.id)
+        try:
+            await asyncio.to_thread(self._furnish, desk, uid, machine, data)
+            canary = secrets.token_hex(16)
+            await self._boot(desk, uid, machine, canary)
+            await self.hypervisor.do(lambda api: machines.save(machines.must_run(api, desk), desk.dir / "memory"))
+            await asyncio.to_thread(_finish, folder, canary, machine.kind)
+            folder.rename(self.layout.warm / key)
+        finally:
+            await self.hypervisor.do(lambda api: machines.end(api, desk))
+            await asyncio.to_thread(drop, folder)
+            await asyncio.to_thread(self.layout.uids.free, desk.id)
+
+    def _furnish(self, desk: Desk, uid: int | None, machine: domain.Machine, data: bytes) -> None:
+        self.layout.make(desk, uid)
+        seed_of(desk.dir).write_bytes(data)
+        seed_of(desk.dir).chmod(0o444)
+        overlay(desk.disk, machine.image / "disk.qcow2", uid)
+
+    async def _boot(self, desk: Desk, uid: int | None, machine: domain.Machine, canary: str) -> None:
+        own = domain.xml(machine.at(seed_of(desk.dir)), desk, "warming", self.layout.fleet, uid)
+        await self.hypervisor.do(lambda api: machines.begin(api, own))
+        try:
+            async with asyncio.timeout(SECONDS_TO_BOOT):
+                one = await self._answering(desk)
+                try:
+                    while not str(one.state.get("stage")).startswith("ready "):
+                        await one.told()
+                    await one.ask("b", identity(canary, "desktop"))
+                finally:
+                    give_back(desk.port, one)
+        except TimeoutError:
+            raise TooLongError(
+                f"a machine of {machine.image.name} was not up within {SECONDS_TO_BOOT:.0f} s", code="start_failed"
+            ) from None
+
+    async def _answering(self, desk: Desk) -> Wire:
+        """The wire, once the machine is so far that it answers."""
+        while True:
+            try:
+                return await take(desk.port, desk.id)
+            except UnavailableError as e:
+                if e.code != "no_answer":
+                    raise
+            await self.hypervisor.do(lambda api: machines.must_run(api, desk))
+            await asyncio.sleep(0.2)
+
+
+def seed_of(folder: Path) -> Path:
+    return folder / "seed"
+
+
+def _machine(api: virConnect, profile: Profile, kind: str, folder: Path) -> domain.Machine:
+    """With the board's exact name, which a saved state needs when QEMU has become newer."""
+    from xml.etree import ElementTree
+
+    said = ElementTree.fromstring(api.getDomainCapabilities(None, "x86_64", "q35", kind))  # noqa: S314  # libvirt's
+    return domain.Machine.of(profile, kind, said.findtext("machine") or "q35", folder, Path("seed"))
+
+
+def _key(api: virConnect, machine: domain.Machine, golden: images.Golden, data: bytes) -> str:
+    nobody = Desk("warm", Path("/"), "warm", "00000000-0000-4000-8000-000000000000")
+    parts = [
+        domain.xml(machine, nobody, "", "", None), golden.recipe, golden.created,
+        str(api.getLibVersion()), str(api.getVersion()), os.uname().machine,
+    ]  # fmt: skip
+    return hashlib.sha256("\0".join(parts).encode() + data).hexdigest()[:16]
+
+
+def _finish(folder: Path, canary: str, kind: str) -> None:
+    drop(folder / "run")
+    for name in ("disk.qcow2", "memory"):
+        path = folder / name
+        if os.geteuid() == 0:
+            os.chown(path, 0, 0)
+        path.chmod(0o444 if name == "disk.qcow2" else 0o400)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    write(folder, canary, kind)
