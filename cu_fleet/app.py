@@ -22,6 +22,8 @@ from cu_fleet.backends.base import Backend, Check, Place
 from cu_fleet.backends.docker import DockerBackend, Engine
 from cu_fleet.backends.docker import images as docker_images
 from cu_fleet.backends.docker.images import Image
+from cu_fleet.backends.libvirt import LibvirtBackend
+from cu_fleet.backends.libvirt import building as machine_images
 from cu_fleet.backends.local import LocalBackend
 from cu_fleet.controller import Controller
 from cu_fleet.controller.record import audit_key
@@ -134,7 +136,7 @@ async def open_store(settings: Settings, secret: bytes) -> Store:
 
 
 def backends_of(place: Place) -> dict[str, Backend]:
-    return {"docker": DockerBackend(place), "local": LocalBackend(place)}
+    return {"docker": DockerBackend(place), "libvirt": LibvirtBackend(place), "local": LocalBackend(place)}
 
 
 def place_of(settings: Settings, fleet: str) -> Place:
@@ -172,12 +174,19 @@ def usable_profiles(settings: Settings) -> dict[str, tuple[Profile, str]]:
     return found
 
 
-def images() -> list[Image]:
-    """The images there are recipes for, as the Docker engine has them."""
-    return Engine().now(docker_images.listing)
+def images(settings: Settings) -> list[Image]:
+    """The images there are recipes for, as the Docker engine and the store of machines have them."""
+    of_machines = [_as_image(one) for one in machine_images.listing(place_of(settings, "image"))]
+    return [*Engine().now(docker_images.listing), *of_machines]
 
 
-async def build_image(name: str, say: Callable[[str], None], *, fresh: bool) -> Image:
+def _as_image(one: machine_images.Golden) -> Image:
+    return Image(one.name, one.recipe or None, one.size_bytes, one.created, one.current)
+
+
+async def build_image(settings: Settings, name: str, say: Callable[[str], None], *, fresh: bool) -> Image:
+    if name in machine_images.NAMES:
+        return _as_image(await machine_images.build(place_of(settings, "image"), name, say, fresh=fresh))
     return await docker_images.build(Engine(), name, say, fresh=fresh)
 
 

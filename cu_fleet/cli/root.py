@@ -39,14 +39,16 @@ def clean_up(settings: Settings) -> bool:
 
 def images() -> list[Any]:
     from cu_fleet.app import images as known
+    from cu_fleet.settings import read_settings
 
-    return known()
+    return known(read_settings())
 
 
 def build_image(name: str, say: Callable[[str], None], *, fresh: bool) -> Any:
     from cu_fleet.app import build_image as build
+    from cu_fleet.settings import read_settings
 
-    return asyncio.run(build(name, say, fresh=fresh))
+    return asyncio.run(build(read_settings(), name, say, fresh=fresh))
 
 
 def mcp(*, agent: str, profile: str) -> None:

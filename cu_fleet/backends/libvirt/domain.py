@@ -67,7 +67,7 @@ def xml(machine: Machine, desk: Desk, label: str, fleet: str, uid: int | None) -
     for event in ("on_poweroff", "on_reboot", "on_crash"):
         _text(top, event, "destroy")
     _devices(SubElement(top, "devices"), machine, desk)
-    if uid is not None:
+    if uid is not None:  # libvirt would give what machines share to whichever of them starts last
         _text(SubElement(top, "seclabel", type="static", model="dac", relabel="no"), "label", f"+{uid}:+{uid}")
     return ElementTree.tostring(top, "unicode")
 
@@ -102,11 +102,9 @@ def _devices(devices: Element, machine: Machine, desk: Desk) -> None:
 
 
 def _disk(devices: Element, name: str, kind: str, path: Path, **driver: str) -> Element:
-    """A disk whose owner is as we made it: libvirt would give a shared one to whichever machine starts last."""
     disk = SubElement(devices, "disk", type="file", device="disk")
     SubElement(disk, "driver", {"name": "qemu", "type": kind, **driver})
-    source = SubElement(disk, "source", file=str(path))
-    SubElement(source, "seclabel", model="dac", relabel="no")
+    SubElement(disk, "source", file=str(path))
     SubElement(disk, "target", dev=name, bus="virtio")
     return disk
 

@@ -4,8 +4,6 @@ A state is used only by exactly what made it: its key covers the image, the seed
 inside), the machine as libvirt is told of it, and the versions of libvirt and QEMU. What changed any of them finds no
 state under its key and makes a new one. It lies whole under its name or not at all; one is made at a time, whoever
 asks, and the others wait.
-
-The machine that is made into one is shown only to its maker: it ends when the maker's connection does.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import secrets
 from collections.abc import AsyncIterator
@@ -38,6 +37,7 @@ from cu_fleet.model.profile import Profile
 if TYPE_CHECKING:
     from libvirt import virConnect
 
+log = logging.getLogger(__name__)
 SECONDS_TO_BOOT = 600.0  # under emulation, on a machine that has other things to do
 
 
@@ -68,13 +68,16 @@ def read(folder: Path) -> State | None:
 
 def write(folder: Path, canary: str, kind: str) -> None:
     """The last that is written of a state."""
-    (folder / "about.json").write_text(json.dumps({"canary": canary, "kind": kind}))
+    about = folder / "about.json"
+    about.touch(0o600)
+    about.write_text(json.dumps({"canary": canary, "kind": kind}))
 
 
 class Warm:
     def __init__(self, layout: Layout, hypervisor: Hypervisor) -> None:
         self.layout, self.hypervisor = layout, hypervisor
         self.acceleration = Acceleration(layout, hypervisor)
+        self._making: dict[str, asyncio.Task[None]] = {}  # by key
 
     async def state(self, profile: Profile) -> State:
         """The warm state of this profile, made now if there is none."""
@@ -84,13 +87,26 @@ class Warm:
         machine = await self.hypervisor.do(lambda api: _machine(api, profile, kind, golden.dir))
         key = await self.hypervisor.do(lambda api: _key(api, machine, golden, data))
         folder = self.layout.warm / key
-        if (known := read(folder)) is None:
-            async with self._alone(key):
-                if (known := read(folder)) is None:
-                    await self._make(key, machine, data)
-                    known = read(folder)
-        assert known
+        while (known := read(folder)) is None:
+            await self._made(key, machine, data)
         return known
+
+    async def _made(self, key: str, machine: domain.Machine, data: bytes) -> None:
+        """Whoever gives up waiting does not stop it: the next who asks finds it further."""
+        if (task := self._making.get(key)) is None:
+            task = self._making[key] = asyncio.create_task(self._make_alone(key, machine, data), name=f"warm {key}")
+            task.add_done_callback(lambda one: self._forget(key, one))
+        await asyncio.shield(task)
+
+    def _forget(self, key: str, task: asyncio.Task[None]) -> None:
+        del self._making[key]
+        if not task.cancelled() and (error := task.exception()):
+            log.warning("no warm state could be made: %s", error)
+
+    async def _make_alone(self, key: str, machine: domain.Machine, data: bytes) -> None:
+        async with self._alone(key):
+            if read(self.layout.warm / key) is None:
+                await self._make(key, machine, data)
 
     def _seed(self, profile: Profile) -> bytes:
         return seed(profile, inside.template(profile, self.layout.profile_dirs))

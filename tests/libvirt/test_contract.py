@@ -1,0 +1,36 @@
+"""The suite every backend passes, against machines of a real libvirtd."""
+
+from pathlib import Path
+
+import pytest
+
+from cu_fleet.backends.base import Backend
+from cu_fleet.backends.libvirt import LibvirtBackend
+from cu_fleet.backends.libvirt.wire import wire
+from cu_fleet.model.desktop import Handle
+from cu_fleet.model.profile import Profile
+from cu_fleet.testing import backend_base
+from cu_fleet.testing.backend_contract import BackendContract
+from cu_fleet.testing.libvirtd import PrivateLibvirt
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+
+class TestLibvirt(BackendContract):
+    @pytest.fixture(autouse=True)
+    def _hypervisor(self, libvirtd: PrivateLibvirt, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.uri, self.store = libvirtd.uri, store
+        monkeypatch.setattr(backend_base, "DEADLINE", 900.0)  # the first of a profile is booted, under emulation
+
+    async def make(self) -> Backend:
+        return LibvirtBackend(self.place, self.uri, self.store)
+
+    def profile(self) -> Profile:
+        return Profile.model_validate({"name": "contract", "backend": "libvirt", "limits": {"memory": "768M"}})
+
+    async def boot_of(self, backend: Backend, handle: Handle) -> str:
+        """The machine knows; the screen's name is its domain's."""
+        assert isinstance(backend, LibvirtBackend)
+        desk = backend.desk(handle)
+        async with wire(desk.port, desk.id) as one:
+            return str((await one.ask("p"))["boot"])

@@ -1,0 +1,141 @@
+"""What holds without a hypervisor: the wire's framing, saved machines' heads, seeds, names."""
+
+import io
+import json
+import os
+import tarfile
+import threading
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from cu_fleet.backends.base import Place
+from cu_fleet.backends.libvirt import domain, images, machines, saved, seed
+from cu_fleet.backends.libvirt.layout import Layout
+from cu_fleet.backends.libvirt.options import options
+from cu_fleet.guest.port import Frames, frame
+from cu_fleet.model.errors import BrokenError, InvalidError
+from cu_fleet.model.profile import Profile
+
+PROFILE = Profile.model_validate({"name": "p", "backend": "libvirt", "screen": {"width": 333, "height": 555}})
+HOSTILE = bytes(range(256)) * 3 + b"\x7e\x7d\x5e\x7d\x7e\x7d\x5d\x7d"
+
+
+def layout(tmp_path: Path) -> Layout:
+    return Layout(Place(tmp_path / "home", "f"), tmp_path / "store")
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 100_000])
+def test_frames_come_out_as_they_went_in_however_they_are_cut(size: int) -> None:
+    sent = [(1, "0", HOSTILE), (0x7E7D, "l", b""), (0, "p", b"{}")]
+    stream = b"".join(frame(*one) for one in sent)
+    frames = Frames()
+    got = [one for at in range(0, len(stream), size) for one in frames.feed(stream[at : at + size])]
+    assert got == sent
+
+
+def test_what_was_cut_off_is_left_out_and_the_next_is_whole() -> None:
+    frames = Frames()
+    assert frames.feed(frame(1, "0", b"half")[:-3]) == []
+    assert (7, "l", b"whole") in frames.feed(frame(0, "h")[-1:] + frame(7, "l", b"whole"))
+    endless = Frames()
+    for _ in range(50):
+        endless.feed(b"x" * 65536)
+    assert len(endless._left) < 1 << 20  # noqa: SLF001  # that it is bounded shows nowhere else
+    assert endless.feed(b"\x7e" + frame(1, "l", b"on"))[-1] == (1, "l", b"on")
+
+
+def head(xml: str, cookie: bytes = b"<cookie/>\0", magic: bytes = b"LibvirtQemudSave") -> bytes:
+    kept = saved.Saved("", cookie, 1, 0, 0).head(xml)
+    return magic + kept[16:]
+
+
+def test_a_saved_machine_wakes_under_other_names_with_the_same_stream(tmp_path: Path) -> None:
+    stream = os.urandom(3 << 20)
+    path, out = tmp_path / "memory", tmp_path / "pipe"
+    path.write_bytes(head("<domain>old</domain>") + stream)
+    state = saved.read(path)
+    assert (state.xml, state.cookie) == ("<domain>old</domain>", b"<cookie/>\0")
+    read, write = os.pipe()
+    threading.Thread(target=saved.pour, args=(state, path, "<domain>a much longer one</domain>", write)).start()
+    with os.fdopen(read, "rb") as pipe:
+        out.write_bytes(pipe.read())
+    woken = saved.read(out)
+    assert (woken.xml, woken.cookie) == ("<domain>a much longer one</domain>", b"<cookie/>\0")
+    assert out.read_bytes()[woken.at :] == stream
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "no saved machine"),
+        (head("<domain/>", magic=b"LibvirtQemudPart"), "cut off while it was written"),
+        (head("<domain/>")[:16] + b"\x63\0\0\0" + head("<domain/>")[20:], "that we do not know"),
+    ],
+)
+def test_what_is_no_saved_machine_is_refused(tmp_path: Path, data: bytes, said: str) -> None:
+    (tmp_path / "memory").write_bytes(data)
+    with pytest.raises(BrokenError, match=said):
+        saved.read(tmp_path / "memory")
+
+
+def test_a_seed_is_the_same_for_the_same_profile_and_boots_its_desktop() -> None:
+    one = seed.seed(PROFILE, None)
+    assert one == seed.seed(PROFILE.but(env={"A": "b"}, autostart=(("xterm",),)), None), "given after the fork"
+    assert one != seed.seed(PROFILE.but(keyboard="de"), None)
+    assert len(one) % 512 == 0, "a disk has whole sectors"
+    with tarfile.open(fileobj=io.BytesIO(one)) as tar:
+        files = {member.name: tar.extractfile(member) for member in tar}
+        setup = json.load(files["desktop.json"])  # type: ignore[arg-type]
+        assert " 333 " in files["xorg.conf"].read().decode()  # type: ignore[union-attr]
+    assert setup["argv"][0] == "Xorg"
+    assert {"init.py", "port.py", "config", "openbox.xml", "state.tar"} <= files.keys()
+
+
+def test_names_of_another_home_are_not_ours(tmp_path: Path) -> None:
+    desk = layout(tmp_path / "a").desk("dk_1")
+    assert desk == layout(tmp_path / "a").desk("dk_1")
+    assert desk.uuid != layout(tmp_path / "b").desk("dk_1").uuid
+
+
+def test_a_machine_is_renamed_whole(tmp_path: Path) -> None:
+    places = layout(tmp_path)
+    machine = domain.Machine.of(PROFILE, "qemu", "pc-q35-7.2", Path("/image"), Path("/old/seed"))
+    old = places.warming("k", tmp_path / "old-place")
+    xml = domain.xml(machine, old, "warming", "f", 5)
+    new = places.desk("dk_2")
+    renamed = machines.renamed(xml, new, machines.Names("codex-a", Path("/warm/seed"), 77))
+    for gone in ("old-place", "/old/seed", old.uuid, old.name, "+5:+5", "warming"):
+        assert gone in xml
+        assert gone not in renamed
+    assert domain.xml(machine.at(Path("/warm/seed")), new, "codex-a", "f", 77) == renamed
+
+
+def test_a_machine_is_told_of_nothing_that_reaches_further(tmp_path: Path) -> None:
+    machine = domain.Machine.of(PROFILE, "qemu", "q35", Path("/image"), Path("/seed"))
+    top = ElementTree.fromstring(domain.xml(machine, layout(tmp_path).desk("dk_3"), "a<b&c", "f", None))  # noqa: S314  # our own
+    kinds = {one.tag for one in top.iterfind("devices/*")}
+    assert not kinds & {"interface", "filesystem", "hostdev", "redirdev", "sound", "watchdog"}
+    assert top.findtext("title") == "a<b&c"
+    assert {one.get("mode") for one in top.iterfind("devices/channel/source")} == {"bind"}
+    assert [one.get("socket") is not None for one in top.iterfind("devices/graphics")] == [True]
+
+
+def test_options_are_checked() -> None:
+    assert options(PROFILE).acceleration == "auto"
+    with pytest.raises(InvalidError, match="acceleration"):
+        options(PROFILE.but(options={"acceleration": "fast"}))
+    with pytest.raises(InvalidError, match="the libvirt backend knows"):
+        options(PROFILE.but(options={"gpu": True}))
+
+
+def test_one_list_of_packages_makes_desktops_everywhere() -> None:
+    packages = images.packages()
+    assert {"openbox", "mousepad", "linux-image-amd64", "xserver-xorg-core"} <= set(packages)
+    assert "tigervnc-standalone-server" not in packages, "QEMU has the screen"
+
+
+def test_what_is_no_kernel_is_not_taken_for_one() -> None:
+    with pytest.raises(BrokenError, match="packed in a way"):
+        images.unpacked(bytes(4096))
