@@ -38,6 +38,7 @@ class Hypervisor:
         self._threads = ThreadPoolExecutor(_AT_ONCE, "libvirt")
         self._connecting = threading.Lock()
         self._held: list[virConnect] = []
+        self.facts: dict[str, str] = {}  # found out over this connection, and true as long as it lasts
         weakref.finalize(self, _close, self._threads, self._held)
 
     @property
@@ -74,6 +75,7 @@ class Hypervisor:
                     self._held.pop().close()
             if not self._held:
                 libvirt.registerErrorHandler(_quiet, None)  # else each is printed, too
+                self.facts.clear()
                 self._held.append(libvirt.open(self.uri))
             return self._held[0]
 

@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 from cu_fleet.backends import inside
 from cu_fleet.backends.libvirt import domain, images, machines
@@ -84,8 +85,10 @@ class Warm:
         golden = await asyncio.to_thread(images.need, self.layout, image(profile))
         data = await asyncio.to_thread(self._seed, profile)
         kind = await self.acceleration.kind(profile, golden.dir)
-        machine = await self.hypervisor.do(lambda api: _machine(api, profile, kind, golden.dir))
-        key = await self.hypervisor.do(lambda api: _key(api, machine, golden, data))
+        await self.hypervisor.do(lambda api: self._learn(api, kind))
+        facts = self.hypervisor.facts
+        machine = domain.Machine.of(profile, kind, facts[kind], golden.dir, Path("seed"))
+        key = _key(machine, facts["versions"], golden, data)
         folder = self.layout.warm / key
         while (known := read(folder)) is None:
             await self._made(key, machine, data)
@@ -107,6 +110,14 @@ class Warm:
         async with self._alone(key):
             if read(self.layout.warm / key) is None:
                 await self._make(key, machine, data)
+
+    def _learn(self, api: virConnect, kind: str) -> None:
+        """The board's exact name, which a saved state needs when QEMU has become newer; and the versions."""
+        facts = self.hypervisor.facts
+        if kind not in facts:
+            said = ElementTree.fromstring(api.getDomainCapabilities(None, "x86_64", "q35", kind))  # noqa: S314  # its own
+            facts[kind] = said.findtext("machine") or "q35"
+        facts.setdefault("versions", f"{api.getLibVersion()} {api.getVersion()}")
 
     def _seed(self, profile: Profile) -> bytes:
         return seed(profile, inside.template(profile, self.layout.profile_dirs))
@@ -185,20 +196,9 @@ def seed_of(folder: Path) -> Path:
     return folder / "seed"
 
 
-def _machine(api: virConnect, profile: Profile, kind: str, folder: Path) -> domain.Machine:
-    """With the board's exact name, which a saved state needs when QEMU has become newer."""
-    from xml.etree import ElementTree
-
-    said = ElementTree.fromstring(api.getDomainCapabilities(None, "x86_64", "q35", kind))  # noqa: S314  # libvirt's
-    return domain.Machine.of(profile, kind, said.findtext("machine") or "q35", folder, Path("seed"))
-
-
-def _key(api: virConnect, machine: domain.Machine, golden: images.Golden, data: bytes) -> str:
+def _key(machine: domain.Machine, versions: str, golden: images.Golden, data: bytes) -> str:
     nobody = Desk("warm", Path("/"), "warm", "00000000-0000-4000-8000-000000000000")
-    parts = [
-        domain.xml(machine, nobody, "", "", None), golden.recipe, golden.created,
-        str(api.getLibVersion()), str(api.getVersion()), os.uname().machine,
-    ]  # fmt: skip
+    parts = [domain.xml(machine, nobody, "", "", None), golden.recipe, golden.created, versions, os.uname().machine]
     return hashlib.sha256("\0".join(parts).encode() + data).hexdigest()[:16]
 
 
