@@ -177,7 +177,12 @@ def usable_profiles(settings: Settings) -> dict[str, tuple[Profile, str]]:
 def images(settings: Settings) -> list[Image]:
     """The images there are recipes for, as the Docker engine and the store of machines have them."""
     of_machines = [_as_image(one) for one in machine_images.listing(place_of(settings, "image"))]
-    return [*Engine().now(docker_images.listing), *of_machines]
+    try:
+        return [*Engine().now(docker_images.listing), *of_machines]
+    except UnavailableError:
+        if not any(one.id for one in of_machines):
+            raise
+        return of_machines  # whoever has those may well have no engine
 
 
 def _as_image(one: machine_images.Golden) -> Image:

@@ -43,9 +43,11 @@ install() {
     command -v npm >/dev/null || node=(nodejs npm)
     local engine=()  # whoever has Docker's own packages keeps them
     PATH=$PATH:/usr/sbin command -v dockerd >/dev/null || engine=(docker.io)
-    examples/install.sh --extra dev at-spi2-core busybox-static chromium fonts-dejavu-core gir1.2-gtk-3.0 iproute2 \
-      iptables mmdebstrap mousepad postgresql procps python3-gi python3-pyqt5 python3-tk qemu-system-x86 \
-      x11-xserver-utils x11vnc xclip xterm xvfb "${engine[@]}" "${node[@]}"
+    examples/install.sh --extra dev at-spi2-core busybox-static chromium fonts-dejavu-core gcc gir1.2-gtk-3.0 iproute2 \
+      iptables libvirt-daemon-driver-qemu libvirt-daemon-system libvirt-dev mmdebstrap mousepad pkg-config postgresql \
+      procps python3-dev python3-gi python3-pyqt5 python3-tk qemu-system-x86 qemu-utils x11-xserver-utils x11vnc xclip \
+      xterm xvfb "${engine[@]}" "${node[@]}" &&
+      "$venv/bin/python" -m pip install -q --disable-pip-version-check "libvirt-python>=9"  # compiled, so after those
   fi
 }
 
