@@ -32,13 +32,14 @@ from cu_fleet.backends.libvirt.layout import Desk, Layout, drop
 from cu_fleet.backends.libvirt.options import image
 from cu_fleet.backends.libvirt.seed import seed
 from cu_fleet.backends.libvirt.wire import Wire, give_back, take
-from cu_fleet.model.errors import TooLongError, UnavailableError
+from cu_fleet.model.errors import UnavailableError
 from cu_fleet.model.profile import Profile
 
 if TYPE_CHECKING:
     from libvirt import virConnect
 
 log = logging.getLogger(__name__)
+_MOST_SAID = 2000  # bytes of a machine's console that are kept
 SECONDS_TO_BOOT = 600.0  # under emulation, on a machine that has other things to do
 
 
@@ -166,19 +167,26 @@ class Warm:
     async def _boot(self, desk: Desk, uid: int | None, machine: domain.Machine, canary: str) -> None:
         own = domain.xml(machine.at(seed_of(desk.dir)), desk, "warming", self.layout.fleet, uid)
         await self.hypervisor.do(lambda api: machines.begin(api, own))
+        async with _Console(desk) as console:
+            try:
+                async with asyncio.timeout(SECONDS_TO_BOOT):
+                    await self._come_up(desk, canary)
+            except (TimeoutError, UnavailableError) as e:
+                why = f"was not up within {SECONDS_TO_BOOT:.0f} s" if isinstance(e, TimeoutError) else f"failed: {e}"
+                raise UnavailableError(
+                    f"a machine of {machine.image.name} {why}; its console said: {console.said() or 'nothing'}",
+                    remedy=f"build its image anew: cu-fleet image build {machine.image.name} --fresh",
+                    code="start_failed",
+                ) from None
+
+    async def _come_up(self, desk: Desk, canary: str) -> None:
+        one = await self._answering(desk)
         try:
-            async with asyncio.timeout(SECONDS_TO_BOOT):
-                one = await self._answering(desk)
-                try:
-                    while not str(one.state.get("stage")).startswith("ready "):
-                        await one.told()
-                    await one.ask("b", identity(canary, "desktop"))
-                finally:
-                    give_back(desk.port, one)
-        except TimeoutError:
-            raise TooLongError(
-                f"a machine of {machine.image.name} was not up within {SECONDS_TO_BOOT:.0f} s", code="start_failed"
-            ) from None
+            while not str(one.state.get("stage")).startswith("ready "):
+                await one.told()
+            await one.ask("b", identity(canary, "desktop"))
+        finally:
+            give_back(desk.port, one)
 
     async def _answering(self, desk: Desk) -> Wire:
         """The wire, once the machine is so far that it answers."""
@@ -190,6 +198,32 @@ class Warm:
                     raise
             await self.hypervisor.do(lambda api: machines.must_run(api, desk))
             await asyncio.sleep(0.2)
+
+
+class _Console:
+    """The last words of a machine that boots, in case it does not come up."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self._said = b""
+
+    async def __aenter__(self) -> _Console:
+        reader, self._writer = await asyncio.open_unix_connection(str(self.desk.console))
+        self._reading = asyncio.create_task(self._read(reader), name=f"console of {self.desk.id}")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._reading.cancel()
+        await asyncio.wait([self._reading])
+        self._writer.close()
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(4096):
+                self._said = (self._said + data)[-_MOST_SAID:]
+
+    def said(self) -> str:
+        return "".join(c for c in self._said.decode("utf-8", "replace") if c.isprintable() or c == "\n").strip()
 
 
 def seed_of(folder: Path) -> Path:

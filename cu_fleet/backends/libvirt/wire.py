@@ -13,7 +13,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from cu_fleet.guest.init import MOST_REQUEST, pack
@@ -47,9 +47,8 @@ class Wire(asyncio.Protocol):
     # the protocol's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
-        transport.write(frame(0, "!")[-1:] + frame(0, "h", self._hello.encode()))
+        self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's are of no class but its own
+        self._transport.write(frame(0, "!")[-1:] + frame(0, "h", self._hello.encode()))
 
     def data_received(self, data: bytes) -> None:
         for channel, kind, body in self._frames.feed(data):
@@ -202,7 +201,7 @@ async def _connect(path: Path, desktop: str) -> Wire:
         made = Wire(desktop)
         sock = await _knock(path, desktop)
         try:
-            await asyncio.get_running_loop().create_connection(lambda: made, sock=sock)
+            await asyncio.get_running_loop().create_unix_connection(lambda: made, sock=sock)
             while not made.greeted:
                 await made.told()
         except BaseException:
