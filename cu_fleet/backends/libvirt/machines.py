@@ -34,8 +34,10 @@ class Names:
 
 
 def begin(api: virConnect, xml: str) -> None:
-    """Boot a machine that nothing remembers once it has ended."""
-    api.createXML(xml)
+    """Boot a machine that ends when whoever began it does: libvirt sees to that when the connection breaks."""
+    from libvirt import VIR_DOMAIN_START_AUTODESTROY
+
+    api.createXML(xml, VIR_DOMAIN_START_AUTODESTROY)
 
 
 def wake(api: virConnect, desk: Desk, memory: Path, names: Names) -> None:

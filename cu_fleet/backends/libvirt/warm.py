@@ -3,7 +3,7 @@
 A state is used only by exactly what made it: its key covers the image, the seed (and so the profile, and the program
 inside), the machine as libvirt is told of it, and the versions of libvirt and QEMU. What changed any of them finds no
 state under its key and makes a new one. It lies whole under its name or not at all; one is made at a time, whoever
-asks, and the others wait.
+asks, and the others wait. The machine that is being made into one ends when its maker does.
 """
 
 from __future__ import annotations
