@@ -33,6 +33,7 @@ WINDOW = 256 << 10
 MOST = 32 << 10  # bytes of data in a frame
 _MOST_FRAME = 4 * MOST
 _MOST_REQUEST = 2 << 20
+_MOST_TOLD = 16 << 10
 _VT_ACTIVATE, _VT_WAITACTIVE, _KDSETMODE, _KDSKBMODE = 0x5606, 0x5607, 0x4B3A, 0x4B45
 _GRAPHICS, _OFF, _VT = 1, 4, 7
 _RESEED, _ADD_ENTROPY = 0x5207, 0x40085203
@@ -74,6 +75,7 @@ class Channel:
         self.closing = False
         self.outputs: dict[int, int] = {}
         self.room = {1: WINDOW, 2: WINDOW}
+        self.told = 0  # bytes of lines about it, of which there are few unless somebody has taken init's place
 
     def say(self, kind: str, data: bytes = b"") -> None:
         self.port.send(frame(self.number, kind, data))
@@ -110,6 +112,9 @@ class Channel:
         except BlockingIOError:
             return
         except OSError:
+            said = b""
+        self.told += len(said)
+        if self.told > _MOST_TOLD:
             said = b""
         self.say("l", said)
         if not said:
@@ -195,14 +200,14 @@ class Channel:
 
 
 class Port:
-    def __init__(self, setup: dict[str, object]) -> None:
+    def __init__(self, setup: dict[str, object], fd: int) -> None:
         self.uid = int(str(setup["uid"]))
         self.boot, self.stage = str(setup["boot"]), "booting"
         self.poll = select.poll()
         self.calls: dict[int, Callable[[], None]] = {}
         self.channels: dict[int, Channel] = {}
         self.frames = Frames()
-        self.fd = os.open(PORT, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self.fd = fd
         self.out = bytearray()
         self.heard = False  # whoever is at the other end has said hello
 
@@ -315,8 +320,8 @@ def identify(who: dict[str, str]) -> None:
             f.write(text + "\n")
 
 
-def bring_up(setup: dict[str, list[str]], uid: int) -> "subprocess.Popen[bytes]":
-    """Start the desktop as its user."""
+def bring_up(setup: dict[str, list[str]], uid: int) -> tuple[int, int]:
+    """Start the desktop as its user. Returns where it says how far it is, and a descriptor of its process."""
     clear_console(uid)
     env = dict(word.split("=", 1) for word in setup["env"])
     for folder, mode in ((RUN, 0o755), (f"/run/user/{uid}", 0o700), (env["HOME"], 0o700)):
@@ -324,17 +329,19 @@ def bring_up(setup: dict[str, list[str]], uid: int) -> "subprocess.Popen[bytes]"
         os.chmod(folder, mode)
         os.chown(folder, uid, uid)
     os.mkfifo(f"{RUN}/status", 0o600)
+    status = os.open(f"{RUN}/status", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)  # while nobody else can reach it
     os.chown(f"{RUN}/status", uid, uid)
-    return subprocess.Popen(
+    desktop = subprocess.Popen(
         ["/bin/sh", "-c", _BEGIN, "cu-fleet", *setup["argv"]],
         env=env,
         cwd="/",
         user=uid,
         group=uid,
-        extra_groups=["input", "tty", "video"],
+        extra_groups=["input", "video"],
         start_new_session=True,
         stdin=subprocess.DEVNULL,
     )
+    return status, os.pidfd_open(desktop.pid)
 
 
 def clear_console(uid: int) -> None:
@@ -357,11 +364,10 @@ def main() -> None:
     with open(f"{SETUP}/desktop.json") as f:
         setup = json.load(f)
     identify(setup)
-    desktop = bring_up(setup, setup["uid"])
-    port = Port(setup)
-    status = os.open(f"{RUN}/status", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    status, desktop = bring_up(setup, setup["uid"])
+    port = Port(setup, os.open(PORT, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
     port.watch(status, select.POLLIN, lambda: port.hear_of_desktop(status))
-    port.watch(os.pidfd_open(desktop.pid), select.POLLIN, over)
+    port.watch(desktop, select.POLLIN, over)
     port.serve()
 
 

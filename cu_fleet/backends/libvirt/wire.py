@@ -251,7 +251,7 @@ class Command:
     """A command inside a machine, as `backends.base.Process` says."""
 
     def __init__(self, path: Path, wire: Wire) -> None:
-        self._path, self._wire = path, wire
+        self._path, self._wire, self._loop = path, wire, asyncio.get_running_loop()
         self._number = wire.number()
         wire.commands[self._number] = self
         self._news = asyncio.Event()
@@ -386,5 +386,12 @@ class Command:
             self.wake()
 
     def __del__(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop may have gone
-            self.forget()
+        """Dropped by whoever had it, perhaps in another thread: what it holds is given back in its own loop."""
+        if not self._forgotten:
+            with contextlib.suppress(RuntimeError):  # the loop may have gone
+                self._loop.call_soon_threadsafe(_let_go, self._path, self._wire, self._number)
+
+
+def _let_go(path: Path, wire: Wire, number: int) -> None:
+    wire.send(number, "x")
+    give_back(path, wire)

@@ -1,0 +1,177 @@
+"""The wire from end to end: the host's side against the program that runs inside, with a plain door behind it."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from cu_fleet.backends.libvirt import wire as wires
+from cu_fleet.backends.libvirt.wire import Command, wire
+from cu_fleet.guest.port import frame
+from cu_fleet.model.errors import InvalidError, UnavailableError
+from tests.support import run, until
+
+# What QEMU and the machine's init do: one connection at a time is the port, and each at the door is a command.
+GUEST = """
+import os, socket, subprocess, sys, threading
+from cu_fleet.guest import init, port
+listener, port.RUN = int(sys.argv[1]), sys.argv[2]
+
+def serve(link):
+    data, fds, _, _ = socket.recv_fds(link, 4, 3)
+    size, body = int.from_bytes(data, "big"), b""
+    while len(body) < size:
+        body += link.recv(size - len(body))
+    (_, cwd), env, argv = init.unpack(body)
+    child = subprocess.Popen(argv, stdin=fds[0], stdout=fds[1], stderr=fds[2], cwd=cwd or None,
+        env={**os.environ, **dict(word.split("=", 1) for word in env)})
+    for fd in fds: os.close(fd)
+    link.sendall(b"pid %d\\n" % child.pid)
+    threading.Thread(target=lambda: (link.recv(1), child.kill()), daemon=True).start()
+    code = child.wait()
+    link.sendall(b"exit %d\\n" % (code if code >= 0 else 128 - code))
+    link.shutdown(socket.SHUT_RDWR)
+
+door = socket.socket(socket.AF_UNIX)
+door.bind(sys.argv[2] + "/exec.sock"); door.listen(64)
+def accept():
+    while True: threading.Thread(target=serve, args=(door.accept()[0],), daemon=True).start()
+threading.Thread(target=accept, daemon=True).start()
+outside = socket.socket(fileno=listener)
+one = port.Port({"uid": os.geteuid(), "boot": "bt_1"}, -1)
+def left_alone():
+    one.reset(); one.forget(one.fd); link.close(); raise EOFError
+one.left_alone = left_alone
+while True:
+    link = outside.accept()[0]; link.setblocking(False); one.fd = link.fileno()
+    try: one.serve()
+    except (EOFError, OSError): one.reset()
+"""
+
+
+@asynccontextmanager
+async def guest(folder: Path) -> AsyncIterator[Path]:
+    path = folder / "port"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        argv = [sys.executable, "-c", GUEST, str(listener.fileno()), str(folder)]
+        process = subprocess.Popen(argv, pass_fds=[listener.fileno()])  # noqa: ASYNC220  # at once
+    try:
+        yield path
+    finally:
+        process.kill()
+        process.wait()
+
+
+def inside(folder: Path, body: Callable[[Path], Awaitable[None]]) -> None:
+    async def with_guest() -> None:
+        async with guest(folder) as path:
+            await body(path)
+            await until(lambda: not wires.Wires.here().open, 5)  # whoever has done speaking lets go
+
+    run(with_guest())
+
+
+async def ended(command: Command, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+    async def feed() -> None:
+        await command.write(stdin)
+        await command.close_stdin()
+
+    feeding = asyncio.create_task(feed(), name="feed")
+    said = {1: b"", 2: b""}
+    async for number, data in command.output():
+        said[number] += data
+    await feeding
+    return await command.wait(), said[1], said[2]
+
+
+def test_commands_have_streams_environment_and_exit_codes(tmp_path: Path) -> None:
+    async def body(path: Path) -> None:
+        script = 'echo "$A|$PWD"; echo wrong >&2; exit 3'
+        assert await ended(await wires.run(path, "dk", ["sh", "-c", script], {"A": "ü b"}, "/usr")) == (
+            3, "ü b|/usr\n".encode(), b"wrong\n",
+        )  # fmt: skip
+        with pytest.raises(InvalidError, match="NUL"):
+            await wires.run(path, "dk", ["a\0b"], None, None)
+
+    inside(tmp_path, body)
+
+
+def test_what_is_larger_than_any_window_goes_in_and_comes_out_whole(tmp_path: Path) -> None:
+    async def body(path: Path) -> None:
+        data = os.urandom(3 << 20)
+        assert await ended(await wires.run(path, "dk", ["cat"], None, None), data) == (0, data, b"")
+
+    inside(tmp_path, body)
+
+
+def test_one_that_nobody_reads_does_not_keep_the_others(tmp_path: Path) -> None:
+    async def body(path: Path) -> None:
+        endless = await wires.run(path, "dk", ["yes"], None, None)
+        others = [await wires.run(path, "dk", ["echo", str(n)], None, None) for n in range(5)]
+        results = await asyncio.gather(*(ended(other) for other in others))
+        assert [out for _, out, _ in results] == [b"%d\n" % n for n in range(5)]
+        await endless.kill()
+        assert await endless.wait() == 137
+
+    inside(tmp_path, body)
+
+
+def test_a_command_that_is_dropped_is_ended(tmp_path: Path) -> None:
+    async def body(path: Path) -> None:
+        script = "echo $$; exec sleep 1000"
+        command = await wires.run(path, "dk", ["sh", "-c", script], None, None)
+        pid = int((await anext(command.output()))[1])
+        del command
+        await until(lambda: not Path(f"/proc/{pid}").exists() or b"Z" in Path(f"/proc/{pid}/stat").read_bytes())
+
+    inside(tmp_path, body)
+
+
+def test_whoever_was_cut_off_in_mid_sentence_is_nobody_to_the_next(tmp_path: Path) -> None:
+    async def body(path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as dying:
+            dying.connect(str(path))
+            dying.sendall(frame(0, "h", b"x") + frame(5, "r", b"half a request")[:-4])
+        async with wire(path, "dk") as one:
+            assert one.state["boot"] == "bt_1"
+            assert (await one.ask("p"))["boot"] == "bt_1"
+
+    inside(tmp_path, body)
+
+
+def test_a_wire_that_another_holds_is_waited_for(tmp_path: Path) -> None:
+    async def body(path: Path) -> None:
+        other = socket.socket(socket.AF_UNIX)
+        other.connect(str(path))
+        waiting = asyncio.create_task(_boot(path), name="waiting")
+        await until(lambda: path in wires.Wires.here().open)
+        other.close()
+        assert await waiting == "bt_1"
+
+    inside(tmp_path, body)
+
+
+async def _boot(path: Path) -> str:
+    async with wire(path, "dk") as one:
+        return str(one.state["boot"])
+
+
+def test_a_machine_that_ends_is_heard_of_by_all_who_wait(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with guest(tmp_path) as path:
+            command = await wires.run(path, "dk", ["sleep", "1000"], None, None)
+        with pytest.raises(UnavailableError, match="does not answer"):
+            await command.wait()
+        assert [chunk async for chunk in command.output()] == []
+        with pytest.raises(UnavailableError, match="dk does not answer: its port"):
+            await wires.run(path, "dk", ["true"], None, None)
+
+    run(body())
