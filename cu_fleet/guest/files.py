@@ -1,7 +1,7 @@
-"""The slot's files, for a desktop whose slot lies inside it: one call for each, run as the desktop's own user.
+"""The slot's files, for a desktop whose slot lies inside it: one call for each, as the desktop's own user.
 
-It is given as an argument to `python3 -I -S -c`, with what to do and the path. What is refused is said in one line of
-JSON on standard error, with exit code 3; everything else that fails says so as Python does.
+It is given what to do and the path. What is refused is said in one line of JSON on standard error, with exit code 3;
+everything else that fails says so as Python does.
 """
 
 # By descriptors and plain names, as these are what is spoken of here:
@@ -114,8 +114,8 @@ def remove(names: list[str]) -> None:
         pass
 
 
-def main() -> None:
-    do, path, *more = sys.argv[1:]
+def main(argv: list[str]) -> None:
+    do, path, *more = argv
     names = path.split("/") if path else []
     try:
         if do == "get":
@@ -136,7 +136,3 @@ def main() -> None:
 def fail(code: str, why: str) -> None:
     print(json.dumps([code, why]), file=sys.stderr)
     sys.exit(3)
-
-
-if __name__ == "__main__":
-    main()

@@ -16,9 +16,11 @@ than a window is under way that its reader has not taken.
 
 import contextlib
 import fcntl
+import importlib.util
 import json
 import os
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -70,6 +72,7 @@ class Channel:
         self.port, self.number = port, number
         self.request = b""
         self.link: socket.socket | None = None
+        self.child, self.pidfd = 0, -1
         self.stdin = -1
         self.waiting = b""  # for its standard input
         self.closing = False
@@ -80,9 +83,8 @@ class Channel:
     def say(self, kind: str, data: bytes = b"") -> None:
         self.port.send(frame(self.number, kind, data))
 
-    def begin(self) -> None:
-        """Hand the request on to the desktop's init, with pipes that its own user may open anew."""
-        self.link = link = socket.socket(socket.AF_UNIX)
+    def begin(self, start: Callable[[list[int]], None]) -> None:
+        """Start it with three pipes that the desktop's user may open anew."""
         pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
         theirs = [pipes[0][0], pipes[1][1], pipes[2][1]]
         self.stdin, self.outputs = pipes[0][1], {1: pipes[1][0], 2: pipes[2][0]}
@@ -91,18 +93,40 @@ class Channel:
                 os.fchown(fd, self.port.uid, self.port.uid)
             for fd in (self.stdin, *self.outputs.values()):
                 os.set_blocking(fd, False)
-            link.settimeout(10)
-            link.connect(f"{RUN}/exec.sock")
-            socket.send_fds(link, [len(self.request).to_bytes(4, "big")], theirs)
-            link.sendall(self.request)
+            start(theirs)
         finally:
             for fd in theirs:
                 os.close(fd)
         self.request = b""
-        link.setblocking(False)
-        self.port.watch(link.fileno(), select.POLLIN, self.hear)
         for number, fd in self.outputs.items():
             self.port.watch(fd, select.POLLIN, lambda n=number: self.carry(n))  # type: ignore[misc]
+
+    def ask_init(self, fds: list[int]) -> None:
+        """A command is the desktop's own init's affair."""
+        self.link = link = socket.socket(socket.AF_UNIX)
+        link.settimeout(10)
+        link.connect(f"{RUN}/exec.sock")
+        socket.send_fds(link, [len(self.request).to_bytes(4, "big")], fds)
+        link.sendall(self.request)
+        link.setblocking(False)
+        self.port.watch(link.fileno(), select.POLLIN, self.hear)
+
+    def serve_files(self, fds: list[int]) -> None:
+        """Files of the slot, by a child that becomes the desktop's user: a program would take longer to start."""
+        argv = json.loads(self.request)
+        self.child = os.fork()
+        if not self.child:
+            become_user(self.port.uid, self.port.home, fds)
+            leave(lambda: self.port.files(argv))
+        self.pidfd = os.pidfd_open(self.child)
+        self.port.watch(self.pidfd, select.POLLIN, self.reap)
+        self.say("l", b"pid %d\n" % self.child)
+
+    def reap(self) -> None:
+        code = os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
+        self.child = 0
+        self.port.forget(self.pidfd)
+        self.say("l", b"exit %d\n" % (code if code >= 0 else 128 - code))
 
     def hear(self) -> None:
         """What init says of the command; at the end of it, that it is lost unless it said so before."""
@@ -169,10 +193,10 @@ class Channel:
                 self.stdin = -1
 
     def do(self, kind: str, data: bytes) -> None:
-        if kind in "Rr" and self.link is None and len(self.request) + len(data) <= _MOST_REQUEST:
+        if kind in "Rrf" and self.stdin < 0 and len(self.request) + len(data) <= _MOST_REQUEST:
             self.request += data
-            if kind == "r":
-                self.begin()
+            if kind != "R":
+                self.begin(self.ask_init if kind == "r" else self.serve_files)
         elif kind == "0":
             self.feed(data)
         elif kind == "z":
@@ -181,6 +205,8 @@ class Channel:
         elif kind == "a":
             number, _, size = data.partition(b" ")
             self.taken(int(number), int(size))
+        elif kind == "k" and self.child:
+            os.kill(self.child, signal.SIGKILL)
         elif kind == "k" and self.link:
             with contextlib.suppress(OSError):
                 self.link.send(b"k")
@@ -189,10 +215,13 @@ class Channel:
 
     def close(self) -> None:
         self.port.channels.pop(self.number, None)
-        for fd in (self.stdin, *self.outputs.values(), *([self.link.fileno()] if self.link else [])):
+        for fd in (self.stdin, self.pidfd, *self.outputs.values(), *([self.link.fileno()] if self.link else [])):
             if fd >= 0:
                 self.port.forget(fd)
-        for fd in (self.stdin, *self.outputs.values()):
+        if self.child:
+            os.kill(self.child, signal.SIGKILL)
+            os.waitpid(self.child, 0)
+        for fd in (self.stdin, self.pidfd, *self.outputs.values()):
             if fd >= 0:
                 os.close(fd)
         if self.link:
@@ -200,8 +229,8 @@ class Channel:
 
 
 class Port:
-    def __init__(self, setup: dict[str, object], fd: int) -> None:
-        self.uid = int(str(setup["uid"]))
+    def __init__(self, setup: dict[str, object], fd: int, files: Callable[[list[str]], None]) -> None:
+        self.uid, self.home, self.files = int(str(setup["uid"])), str(setup["home"]), files
         self.boot, self.stage = str(setup["boot"]), "booting"
         self.poll = select.poll()
         self.calls: dict[int, Callable[[], None]] = {}
@@ -282,7 +311,7 @@ class Port:
             self.become(json.loads(body))
             self.send(frame(0, "p", self.state()))
         elif channel:
-            if channel not in self.channels and kind in "Rr":
+            if channel not in self.channels and kind in "Rrf":
                 self.channels[channel] = Channel(self, channel)
             if known := self.channels.get(channel):
                 known.do(kind, body)
@@ -307,6 +336,33 @@ class Port:
                 self.stage = line
                 if self.heard:
                     self.send(frame(0, "p", self.state()))
+
+
+def become_user(uid: int, home: str, fds: list[int]) -> None:
+    """Nothing but these three descriptors, and no right of root's."""
+    for number, fd in enumerate(fds):
+        os.dup2(fd, number)
+    os.closerange(3, 1 << 16)
+    os.setgroups([])
+    os.setgid(uid)
+    os.setuid(uid)
+    os.umask(0o022)
+    os.environ["HOME"] = home
+
+
+def leave(work: Callable[[], None]) -> None:
+    """Do this, and end as a program of its own would."""
+    code = 1
+    try:
+        work()
+        sys.stdout.flush()
+        code = 0
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else 1
+    except BaseException as e:  # noqa: BLE001  # what is above this is the parent's
+        print(f"{type(e).__name__}: {e}", file=sys.stderr)
+    finally:
+        os._exit(code)
 
 
 def identify(who: dict[str, str]) -> None:
@@ -365,7 +421,12 @@ def main() -> None:
         setup = json.load(f)
     identify(setup)
     status, desktop = bring_up(setup, setup["uid"])
-    port = Port(setup, os.open(PORT, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+    spec = importlib.util.spec_from_file_location("files", f"{SETUP}/files.py")
+    assert spec
+    assert spec.loader
+    files = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(files)
+    port = Port(setup, os.open(PORT, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC), files.main)
     port.watch(status, select.POLLIN, lambda: port.hear_of_desktop(status))
     port.watch(desktop, select.POLLIN, over)
     port.serve()

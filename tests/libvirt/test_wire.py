@@ -12,15 +12,17 @@ from pathlib import Path
 import pytest
 
 from cu_fleet.backends.libvirt import wire as wires
+from cu_fleet.backends.libvirt.files import Files
 from cu_fleet.backends.libvirt.wire import Command, wire
 from cu_fleet.guest.port import frame
-from cu_fleet.model.errors import InvalidError, UnavailableError
+from cu_fleet.model.errors import FleetError, InvalidError, NotFoundError, UnavailableError
+from cu_fleet.testing.backend_base import chunks
 from tests.support import run, until
 
 # What QEMU and the machine's init do: one connection at a time is the port, and each at the door is a command.
 GUEST = """
 import os, socket, subprocess, sys, threading
-from cu_fleet.guest import init, port
+from cu_fleet.guest import files, init, port
 listener, port.RUN = int(sys.argv[1]), sys.argv[2]
 
 def serve(link):
@@ -44,7 +46,7 @@ def accept():
     while True: threading.Thread(target=serve, args=(door.accept()[0],), daemon=True).start()
 threading.Thread(target=accept, daemon=True).start()
 outside = socket.socket(fileno=listener)
-one = port.Port({"uid": os.geteuid(), "boot": "bt_1"}, -1)
+one = port.Port({"uid": os.geteuid(), "boot": "bt_1", "home": sys.argv[2]}, -1, files.main)
 def left_alone():
     one.reset(); one.forget(one.fd); link.close(); raise EOFError
 one.left_alone = left_alone
@@ -122,6 +124,36 @@ def test_one_that_nobody_reads_does_not_keep_the_others(tmp_path: Path) -> None:
         assert await endless.wait() == 137
 
     inside(tmp_path, body)
+
+
+def test_files_go_in_and_out_whole_and_over_no_link(tmp_path: Path) -> None:
+    async def body(path: Path) -> None:
+        slot, handle = tmp_path / "Shared", {"desktop": "dk"}
+        slot.mkdir()
+        files = Files(lambda _, argv: wires.on_files(path, "dk", argv))
+        data = os.urandom(700_000)
+        assert await files.put(handle, "a/b", chunks([data[:9], data[9:]]), mode=0o640) == len(data)
+        assert b"".join([chunk async for chunk in files.get(handle, "a/b")]) == data
+        assert [(i.path, i.kind, i.size, i.mode) for i in await files.listing(handle, "a")] == [
+            ("a/b", "file", len(data), 0o640)
+        ]
+        (slot / "up").symlink_to("..")
+        for call in (files.put(handle, "up/x", chunks([b"x"])), files.listing(handle, "up/a")):
+            with pytest.raises(FleetError):
+                await call
+        with pytest.raises(ConnectionResetError):
+            await files.put(handle, "half", broken())
+        with pytest.raises(NotFoundError):
+            await files.listing(handle, "half")
+        await files.remove(handle, "")
+        assert list(slot.iterdir()) == []
+
+    inside(tmp_path, body)
+
+
+async def broken() -> AsyncIterator[bytes]:
+    yield b"half"
+    raise ConnectionResetError
 
 
 def test_a_command_that_is_dropped_is_ended(tmp_path: Path) -> None:

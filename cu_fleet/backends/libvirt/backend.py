@@ -36,7 +36,7 @@ from cu_fleet.backends.libvirt.machines import Names
 from cu_fleet.backends.libvirt.options import options
 from cu_fleet.backends.libvirt.snapshots import Snapshots
 from cu_fleet.backends.libvirt.warm import State, Warm, seed_of
-from cu_fleet.backends.libvirt.wire import run, wire
+from cu_fleet.backends.libvirt.wire import on_files, run, wire
 from cu_fleet.guest.init import RUN
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import BrokenError, ConflictError, InvalidError, UnavailableError
@@ -58,12 +58,11 @@ class LibvirtBackend:
         self.hypervisor = Hypervisor(uri)
         self.warm = Warm(self.layout, self.hypervisor)
         self.snapshots = Snapshots(self.layout)
-        commands = _Exec(self)
         self.abilities = Abilities(
             snapshots=_Snapshots(self),
-            exec=commands,
+            exec=_Exec(self),
             freeze=_Freeze(self),
-            files=Files(commands),
+            files=Files(self._files),
             network=_Network(),
             logs=_Logs(self),
             meter=_Meter(self),
@@ -72,6 +71,10 @@ class LibvirtBackend:
 
     def desk(self, handle: Handle) -> Desk:
         return self.layout.desk(str(handle["desktop"]))
+
+    async def _files(self, handle: Handle, argv: list[str]) -> Process:
+        desk = self.desk(handle)
+        return await on_files(desk.port, desk.id, argv)
 
     async def start(self, spec: Spec) -> AsyncIterator[Handle]:
         desk = self.layout.desk(spec.desktop)

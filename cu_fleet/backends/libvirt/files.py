@@ -1,19 +1,17 @@
-"""The slot of a machine, which lies inside it: files go in and out by commands that run there as the desktop's user."""
+"""The slot of a machine, which lies inside it: files go in and out over the wire, read and written by its own user."""
 
 import asyncio
 import contextlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
 
-from cu_fleet.backends.base import Exec, FileInfo, Process
+from cu_fleet.backends.base import FileInfo, Process
 from cu_fleet.backends.slot import MAX_LISTED, parts
-from cu_fleet.guest import files as guest
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import BrokenError, ConflictError, FleetError, InvalidError, NotFoundError, UnavailableError
 
-_PROGRAM = Path(guest.__file__).read_text("utf-8")
+Begin = Callable[[Handle, list[str]], Awaitable[Process]]
 _MOST_SAID = 16 << 20
 _SECONDS_TO_TIDY = 10.0
 _CLASSES: dict[str, type[FleetError]] = {
@@ -25,14 +23,14 @@ _CLASSES: dict[str, type[FleetError]] = {
 
 
 class Files:
-    def __init__(self, commands: Exec) -> None:
-        self._commands = commands
+    def __init__(self, begin: Begin) -> None:
+        self._begin = begin
 
     async def put(self, handle: Handle, path: str, data: AsyncIterator[bytes], *, mode: int = 0o644) -> int:
         if not parts(path):
             raise InvalidError("a file needs a name", code="bad_path", path=path)
         end = secrets.token_hex(16)  # that it came whole is said only by this
-        process = await self._begin(handle, "put", path, str(mode & 0o777), end)
+        process = await self._begin(handle, ["put", path, str(mode & 0o777), end])
         try:
             async for chunk in data:
                 await process.write(chunk)
@@ -48,7 +46,7 @@ class Files:
     async def get(self, handle: Handle, path: str) -> AsyncIterator[bytes]:
         if not parts(path):
             raise InvalidError("the slot is a folder, not a file", code="not_a_file", path=path)
-        process = await self._begin(handle, "get", path)
+        process = await self._begin(handle, ["get", path])
         try:
             wrong = b""
             async for number, chunk in process.output():
@@ -62,7 +60,7 @@ class Files:
 
     async def listing(self, handle: Handle, path: str = "") -> list[FileInfo]:
         parts(path)
-        process = await self._begin(handle, "list", path)
+        process = await self._begin(handle, ["list", path])
         try:
             lines = (await self._said(process, path)).splitlines()
         finally:
@@ -75,15 +73,11 @@ class Files:
 
     async def remove(self, handle: Handle, path: str) -> None:
         parts(path)
-        process = await self._begin(handle, "remove", path)
+        process = await self._begin(handle, ["remove", path])
         try:
             await self._said(process, path)
         finally:
             await process.kill()
-
-    async def _begin(self, handle: Handle, do: str, path: str, *more: str) -> Process:
-        argv: Sequence[str] = ["/usr/bin/python3", "-I", "-S", "-c", _PROGRAM, do, path, *more]
-        return await self._commands.exec(handle, argv)
 
     async def _said(self, process: Process, path: str) -> str:
         said = {1: b"", 2: b""}

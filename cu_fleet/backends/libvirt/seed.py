@@ -11,11 +11,11 @@ from pathlib import Path
 
 from cu_fleet.backends import inside
 from cu_fleet.backends.inside import BEGINNING, HOME, HOME_BEGINS, UID
+from cu_fleet.guest import files, port
 from cu_fleet.guest import init as guest
-from cu_fleet.guest import port
 from cu_fleet.model.profile import Profile, Screen
 
-_PORT = Path(port.__file__).read_bytes()
+_PROGRAMS = {f"{one.__name__.rpartition('.')[2]}.py": Path(str(one.__file__)).read_bytes() for one in (files, port)}
 _XORG = """Section "ServerFlags"
   Option "BlankTime" "0"
   Option "DontVTSwitch" "true"
@@ -48,6 +48,7 @@ def seed(profile: Profile, template: Path | None) -> bytes:
     """The same bytes for the same profile and program."""
     setup = {
         "uid": UID,
+        "home": HOME,
         "boot": "warm",
         "argv": _server(profile.screen),
         "env": [f"{name}={value}" for name, value in inside.environment(profile.but(env={})).items()],
@@ -60,7 +61,7 @@ def seed(profile: Profile, template: Path | None) -> bytes:
             "desktop.json": json.dumps(setup).encode(),
             "init.py": inside.INIT.encode(),
             "openbox.xml": inside.OPENBOX.encode(),
-            "port.py": _PORT,
+            **_PROGRAMS,
             "state.tar": home(template),
             "xorg.conf": _XORG.format(modeline=_modeline(profile.screen)).encode(),
         }

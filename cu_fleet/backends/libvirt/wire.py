@@ -237,10 +237,19 @@ async def run(
     body = pack([["run", cwd or ""], words, list(argv)])
     if len(body) > MOST_REQUEST:
         raise InvalidError(f"a command may have {MOST_REQUEST} bytes, this has {len(body)}", code="too_large")
+    return await _begun(path, desktop, body, "r")
+
+
+async def on_files(path: Path, desktop: str, argv: Sequence[str]) -> "Command":
+    """What `cu_fleet.guest.files` does, as if it were a command."""
+    return await _begun(path, desktop, json.dumps(argv).encode(), "f")
+
+
+async def _begun(path: Path, desktop: str, body: bytes, kind: str) -> "Command":
     command = Command(path, await take(path, desktop))
     try:
         async with answer_in_time(desktop):
-            await command.begin(body)
+            await command.begin(body, kind)
     except BaseException:
         command.forget()
         raise
@@ -309,10 +318,10 @@ class Command:
             f"the command on desktop {self._wire.desktop} was lost with it{why}", code="lost"
         )
 
-    async def begin(self, body: bytes) -> None:
+    async def begin(self, body: bytes, kind: str) -> None:
         for at in range(0, len(body), MOST):
             last = at + MOST >= len(body)
-            self._wire.send(self._number, "r" if last else "R", body[at : at + MOST])
+            self._wire.send(self._number, kind if last else "R", body[at : at + MOST])
             await self._wire.drained()
         while not self._pid and self._code is None:
             await self._change()
