@@ -191,7 +191,8 @@ def _as_image(one: machine_images.Golden) -> Image:
 
 async def build_image(settings: Settings, name: str, say: Callable[[str], None], *, fresh: bool) -> Image:
     if name in machine_images.NAMES:
-        return _as_image(await machine_images.build(place_of(settings, "image"), name, say, fresh=fresh))
+        known = [profile for profile, _, _ in profiles(settings) if profile]
+        return _as_image(await machine_images.build(place_of(settings, "image"), name, say, known, fresh=fresh))
     return await docker_images.build(Engine(), name, say, fresh=fresh)
 
 

@@ -1,10 +1,12 @@
 """Building a golden image, and proving it before it is used: a desktop of it is warmed, forked, and tried.
 
 The new image takes its name only then. It is built again only if its recipe has changed, or when that is asked for.
+In the end the profiles that use it are warmed, each once, so that no lease has to wait for a machine to boot.
 """
 
 import asyncio
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from cu_fleet.backends.libvirt import images
 from cu_fleet.backends.libvirt.backend import LibvirtBackend
 from cu_fleet.backends.libvirt.images import NAMES, Golden, Say
 from cu_fleet.backends.libvirt.layout import Layout, drop
+from cu_fleet.backends.libvirt.options import image
 from cu_fleet.model.desktop import Handle
-from cu_fleet.model.errors import NotFoundError, UnavailableError
+from cu_fleet.model.errors import UnavailableError
 from cu_fleet.model.names import new_id
 from cu_fleet.model.profile import Profile
 
@@ -46,16 +49,29 @@ def listing(place: Place, store: Path | None = None) -> list[Golden]:
 
 
 async def build(
-    place: Place, name: str, say: Say, *, fresh: bool = False, uri: str | None = None, store: Path | None = None
+    place: Place,
+    name: str,
+    say: Say,
+    profiles: Sequence[Profile] = (),
+    *,
+    fresh: bool = False,
+    uri: str | None = None,
+    store: Path | None = None,
 ) -> Golden:
-    """Build an image, prove it, and only then give it its name."""
-    if name not in NAMES:
-        raise NotFoundError(f"there is no recipe for an image {name}", remedy=f"there are {', '.join(NAMES)}")
+    """Build an image, prove it, only then give it its name, and warm these profiles."""
     layout = Layout(place, store)
-    there = images.look(layout, name)
-    if there.recipe and there.current and not fresh:
+    if not (golden := await asyncio.to_thread(images.look, layout, name)).current or fresh:
+        golden = await _built(layout, name, say, uri)
+    else:
         say(f"{name} is there, and its recipe has not changed")
-        return there
+    warm = LibvirtBackend(place, uri, store).warm
+    for profile in (one for one in profiles if one.backend == LibvirtBackend.name and image(one) == name):
+        say(f"warming a machine for profile {profile.name}")
+        await warm.state(profile)
+    return golden
+
+
+async def _built(layout: Layout, name: str, say: Say, uri: str | None) -> Golden:
     created = datetime.now(UTC).isoformat(timespec="seconds")
     new = await asyncio.to_thread(images.build, layout, name, say, created)
     try:

@@ -130,7 +130,8 @@ class Layout:
         """Make a folder of the store, through which machines find their files but see no others."""
         for one in (*reversed([p for p in path.parents if p.is_relative_to(self.store)]), path):
             with suppress(FileExistsError):
-                one.mkdir(mode=0o711, parents=True)
+                one.mkdir(parents=True)
+                one.chmod(0o711)  # whatever the umask
         return path
 
     def make(self, desk: Desk, uid: int | None) -> None:

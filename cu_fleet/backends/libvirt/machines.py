@@ -109,8 +109,9 @@ def renamed(xml: str, desk: Desk, names: Names) -> str:
     for one in (*top.iterfind("devices/graphics"), *top.iterfind("devices/graphics/listen")):
         if one.get("socket"):
             one.set("socket", str(desk.screen))
-    for one in (*top.iterfind("seclabel/label"), *top.iterfind("seclabel/imagelabel")):
-        one.text = f"+{names.uid}:+{names.uid}"
+    if names.uid is not None:
+        for one in (*top.iterfind("seclabel/label"), *top.iterfind("seclabel/imagelabel")):
+            one.text = f"+{names.uid}:+{names.uid}"
     return ElementTree.tostring(top, "unicode")
 
 

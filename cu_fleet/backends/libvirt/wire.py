@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import secrets
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -212,10 +213,15 @@ async def _connect(path: Path, desktop: str) -> Wire:
 
 
 async def _knock(path: Path, desktop: str) -> socket.socket:
+    """Connect, by descriptor: QEMU, which made the socket, could have put a link there."""
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            sock.connect(str(path))
+            found = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                sock.connect(f"/proc/self/fd/{found}")
+            finally:
+                os.close(found)
         except BlockingIOError:
             sock.close()
             await asyncio.sleep(_TAKEN)
