@@ -14,7 +14,7 @@ from cu_fleet.backends.base import Place
 from cu_fleet.backends.libvirt import domain, images, machines, saved, seed
 from cu_fleet.backends.libvirt.layout import Layout
 from cu_fleet.backends.libvirt.options import options
-from cu_fleet.guest.port import Frames, frame
+from cu_fleet.guest.frames import Frames, frame
 from cu_fleet.model.errors import BrokenError, InvalidError
 from cu_fleet.model.profile import Profile
 

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from cu_fleet.backends.libvirt import command as commands
 from cu_fleet.backends.libvirt import wire as wires
+from cu_fleet.backends.libvirt.command import Command
 from cu_fleet.backends.libvirt.files import Files
-from cu_fleet.backends.libvirt.wire import Command, wire
-from cu_fleet.guest.port import frame
+from cu_fleet.backends.libvirt.wire import wire
+from cu_fleet.guest.frames import frame
 from cu_fleet.model.errors import FleetError, InvalidError, NotFoundError, UnavailableError
 from cu_fleet.testing.backend_base import chunks
 from tests.support import run, until
@@ -22,8 +24,8 @@ from tests.support import run, until
 # What QEMU and the machine's init do: one connection at a time is the port, and each at the door is a command.
 GUEST = """
 import os, socket, subprocess, sys, threading
-from cu_fleet.guest import files, init, port
-listener, port.RUN = int(sys.argv[1]), sys.argv[2]
+from cu_fleet.guest import channel, init, port
+listener, channel.RUN = int(sys.argv[1]), sys.argv[2]
 
 def serve(link):
     data, fds, _, _ = socket.recv_fds(link, 4, 3)
@@ -46,7 +48,7 @@ def accept():
     while True: threading.Thread(target=serve, args=(door.accept()[0],), daemon=True).start()
 threading.Thread(target=accept, daemon=True).start()
 outside = socket.socket(fileno=listener)
-one = port.Port({"uid": os.geteuid(), "boot": "bt_1", "home": sys.argv[2]}, -1, files.main)
+one = port.Port({"uid": os.geteuid(), "boot": "bt_1", "home": sys.argv[2]}, -1)
 def left_alone():
     one.reset(); one.forget(one.fd); link.close(); raise EOFError
 one.left_alone = left_alone
@@ -97,11 +99,11 @@ async def ended(command: Command, stdin: bytes = b"") -> tuple[int, bytes, bytes
 def test_commands_have_streams_environment_and_exit_codes(tmp_path: Path) -> None:
     async def body(path: Path) -> None:
         script = 'echo "$A|$PWD"; echo wrong >&2; exit 3'
-        assert await ended(await wires.run(path, "dk", ["sh", "-c", script], {"A": "ü b"}, "/usr")) == (
+        assert await ended(await commands.run(path, "dk", ["sh", "-c", script], {"A": "ü b"}, "/usr")) == (
             3, "ü b|/usr\n".encode(), b"wrong\n",
         )  # fmt: skip
         with pytest.raises(InvalidError, match="NUL"):
-            await wires.run(path, "dk", ["a\0b"], None, None)
+            await commands.run(path, "dk", ["a\0b"], None, None)
 
     inside(tmp_path, body)
 
@@ -109,15 +111,15 @@ def test_commands_have_streams_environment_and_exit_codes(tmp_path: Path) -> Non
 def test_what_is_larger_than_any_window_goes_in_and_comes_out_whole(tmp_path: Path) -> None:
     async def body(path: Path) -> None:
         data = os.urandom(3 << 20)
-        assert await ended(await wires.run(path, "dk", ["cat"], None, None), data) == (0, data, b"")
+        assert await ended(await commands.run(path, "dk", ["cat"], None, None), data) == (0, data, b"")
 
     inside(tmp_path, body)
 
 
 def test_one_that_nobody_reads_does_not_keep_the_others(tmp_path: Path) -> None:
     async def body(path: Path) -> None:
-        endless = await wires.run(path, "dk", ["yes"], None, None)
-        others = [await wires.run(path, "dk", ["echo", str(n)], None, None) for n in range(5)]
+        endless = await commands.run(path, "dk", ["yes"], None, None)
+        others = [await commands.run(path, "dk", ["echo", str(n)], None, None) for n in range(5)]
         results = await asyncio.gather(*(ended(other) for other in others))
         assert [out for _, out, _ in results] == [b"%d\n" % n for n in range(5)]
         await endless.kill()
@@ -130,7 +132,7 @@ def test_files_go_in_and_out_whole_and_over_no_link(tmp_path: Path) -> None:
     async def body(path: Path) -> None:
         slot, handle = tmp_path / "Shared", {"desktop": "dk"}
         slot.mkdir()
-        files = Files(lambda _, argv: wires.on_files(path, "dk", argv))
+        files = Files(lambda _, argv: commands.on_files(path, "dk", argv))
         data = os.urandom(700_000)
         assert await files.put(handle, "a/b", chunks([data[:9], data[9:]]), mode=0o640) == len(data)
         assert b"".join([chunk async for chunk in files.get(handle, "a/b")]) == data
@@ -159,7 +161,7 @@ async def broken() -> AsyncIterator[bytes]:
 def test_a_command_that_is_dropped_is_ended(tmp_path: Path) -> None:
     async def body(path: Path) -> None:
         script = "echo $$; exec sleep 1000"
-        command = await wires.run(path, "dk", ["sh", "-c", script], None, None)
+        command = await commands.run(path, "dk", ["sh", "-c", script], None, None)
         pid = int((await anext(command.output()))[1])
         del command
         await until(lambda: not Path(f"/proc/{pid}").exists() or b"Z" in Path(f"/proc/{pid}/stat").read_bytes())
@@ -199,11 +201,11 @@ async def _boot(path: Path) -> str:
 def test_a_machine_that_ends_is_heard_of_by_all_who_wait(tmp_path: Path) -> None:
     async def body() -> None:
         async with guest(tmp_path) as path:
-            command = await wires.run(path, "dk", ["sleep", "1000"], None, None)
+            command = await commands.run(path, "dk", ["sleep", "1000"], None, None)
         with pytest.raises(UnavailableError, match="does not answer"):
             await command.wait()
         assert [chunk async for chunk in command.output()] == []
         with pytest.raises(UnavailableError, match="dk does not answer: its port"):
-            await wires.run(path, "dk", ["true"], None, None)
+            await commands.run(path, "dk", ["true"], None, None)
 
     run(body())

@@ -29,6 +29,7 @@ from cu_fleet.backends.base import (
 )
 from cu_fleet.backends.libvirt import checks, disks, machines, snapshots
 from cu_fleet.backends.libvirt.acceleration import said as said_of_kvm
+from cu_fleet.backends.libvirt.command import on_files, run
 from cu_fleet.backends.libvirt.files import Files
 from cu_fleet.backends.libvirt.hypervisor import Hypervisor
 from cu_fleet.backends.libvirt.identity import awake, identity
@@ -37,10 +38,10 @@ from cu_fleet.backends.libvirt.machines import Names
 from cu_fleet.backends.libvirt.options import options
 from cu_fleet.backends.libvirt.snapshots import Snapshots
 from cu_fleet.backends.libvirt.warm import State, Warm, seed_of
-from cu_fleet.backends.libvirt.wire import on_files, run, wire
+from cu_fleet.backends.libvirt.wire import wire
 from cu_fleet.guest.init import RUN
 from cu_fleet.model.desktop import Handle
-from cu_fleet.model.errors import BrokenError, ConflictError, InvalidError, UnavailableError
+from cu_fleet.model.errors import BrokenError, ConflictError, InvalidError, UnavailableError, UnsupportedError
 from cu_fleet.model.profile import Profile
 
 if TYPE_CHECKING:
@@ -81,6 +82,12 @@ class LibvirtBackend:
         desk = self.layout.desk(spec.desktop)
         yield {"desktop": desk.id}
         options(spec.profile)
+        if spec.profile.network not in _Network.modes:
+            raise UnsupportedError(
+                f'profile "{spec.profile.name}": the libvirt backend has no network {spec.profile.network!r}',
+                remedy="say network: none",
+                code="no_such_network",
+            )
         if not fits_a_socket(desk):
             raise InvalidError(f"{self.layout.store} is too long a path for the sockets of machines", code="long_path")
         await self._clear(desk)

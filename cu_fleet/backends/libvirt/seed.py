@@ -11,11 +11,24 @@ from pathlib import Path
 
 from cu_fleet.backends import inside
 from cu_fleet.backends.inside import BEGINNING, HOME, HOME_BEGINS, UID
-from cu_fleet.guest import files, port
+from cu_fleet.guest import channel, files, frames, port
 from cu_fleet.guest import init as guest
 from cu_fleet.model.profile import Profile, Screen
 
-_PROGRAMS = {f"{one.__name__.rpartition('.')[2]}.py": Path(str(one.__file__)).read_bytes() for one in (files, port)}
+_BEGIN = f"""import sys
+sys.path.insert(0, "{guest.SETUP}")
+from cu_fleet.guest.port import main
+main()
+"""
+_PROGRAMS = {
+    "port.py": _BEGIN.encode(),  # what the image's service runs
+    "cu_fleet/__init__.py": b"",
+    "cu_fleet/guest/__init__.py": b"",
+    **{
+        f"cu_fleet/guest/{Path(str(one.__file__)).name}": Path(str(one.__file__)).read_bytes()
+        for one in (channel, files, frames, port)
+    },
+}
 _XORG = """Section "ServerFlags"
   Option "BlankTime" "0"
   Option "DontVTSwitch" "true"
