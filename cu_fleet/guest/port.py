@@ -45,7 +45,7 @@ exec /usr/bin/python3 -I -S {SETUP}/init.py $screen"""
 class Port:
     def __init__(self, setup: dict[str, object], fd: int) -> None:
         self.uid, self.home = int(str(setup["uid"])), str(setup["home"])
-        self.boot, self.stage = str(setup["boot"]), "booting"
+        self.boot, self.stage, self.asked = str(setup["boot"]), "booting", ""
         self.poll = select.poll()
         self.calls: dict[int, Callable[[], None]] = {}
         self.channels: dict[int, Channel] = {}
@@ -74,7 +74,8 @@ class Port:
 
     def state(self) -> bytes:
         processes = sum(name.isdigit() for name in os.listdir("/proc"))
-        return json.dumps({"boot": self.boot, "stage": self.stage, "processes": processes}).encode()
+        said = {"asked": self.asked, "boot": self.boot, "stage": self.stage, "processes": processes}
+        return json.dumps(said).encode()
 
     def serve(self) -> None:
         self.flush()
@@ -119,10 +120,11 @@ class Port:
             self.send(frame(0, "h", body + b" " + self.state()))
         elif not self.heard:
             return
-        elif not channel and kind == "p":
-            self.send(frame(0, "p", self.state()))
-        elif not channel and kind == "b":
-            self.become(json.loads(body))
+        elif not channel and kind in "pb":
+            token, _, who = body.partition(b" ")
+            if kind == "b":
+                self.become(json.loads(who))
+            self.asked = token.decode()
             self.send(frame(0, "p", self.state()))
         elif channel:
             if channel not in self.channels and kind in "Rrf":

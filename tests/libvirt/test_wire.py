@@ -181,6 +181,18 @@ def test_whoever_was_cut_off_in_mid_sentence_is_nobody_to_the_next(tmp_path: Pat
     inside(tmp_path, body)
 
 
+def test_each_who_asks_gets_the_answer_to_that(tmp_path: Path) -> None:
+    async def body(path: Path) -> None:
+        async with wire(path, "dk") as one:
+            for answer in await asyncio.gather(*(one.ask("p") for _ in range(20))):
+                assert answer["boot"] == "bt_1"
+            with pytest.raises(UnavailableError, match="could not do it"):
+                await one.ask("b", b"nonsense")
+            assert (await one.ask("p"))["boot"] == "bt_1"
+
+    inside(tmp_path, body)
+
+
 def test_a_wire_that_another_holds_is_waited_for(tmp_path: Path) -> None:
     async def body(path: Path) -> None:
         other = socket.socket(socket.AF_UNIX)

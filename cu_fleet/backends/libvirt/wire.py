@@ -36,7 +36,7 @@ class Listener(Protocol):
 
 
 class Wire(asyncio.Protocol):
-    """One connection to one machine's port. `shared` gives it."""
+    """One connection to one machine's port; `wire` and `take` give it."""
 
     def __init__(self, desktop: str) -> None:
         self.desktop = desktop
@@ -49,6 +49,7 @@ class Wire(asyncio.Protocol):
         self._hello = secrets.token_hex(16)
         self._frames = Frames()
         self._transport: asyncio.WriteTransport | None = None
+        self._asking = asyncio.Lock()
         self._room = asyncio.Event()
         self._room.set()
         self.greeted = False
@@ -128,13 +129,14 @@ class Wire(asyncio.Protocol):
             raise self.lost
 
     async def ask(self, kind: str, data: bytes = b"") -> dict[str, Any]:
-        """Have the machine say how it is, after it has done what was asked."""
-        async with answer_in_time(self.desktop):
-            news = self.told()
-            self.send(0, kind, data)
-            await news
-        if error := self.state.get("error"):
-            raise UnavailableError(f"desktop {self.desktop} could not do it: {error}", code="port_failed")
+        """Have the machine say how it is, after it has done just this."""
+        token = secrets.token_hex(8)
+        async with answer_in_time(self.desktop), self._asking:
+            self.send(0, kind, token.encode() + b" " + data)
+            while self.state.get("asked") != token:
+                await self.told()
+                if error := self.state.get("error"):
+                    raise UnavailableError(f"desktop {self.desktop} could not do it: {error}", code="port_failed")
         return self.state
 
     def number(self) -> int:
