@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from cu_fleet.cli import (
+    approval,
     audit,
     codex,
     cp,
@@ -30,7 +31,24 @@ from cu_fleet.cli import (
 )
 from cu_fleet.cli.errors import FleetGroup
 
-GROUPS = (service, doctor, profile, image, lease, desktop, screen, frames, cp, snapshot, mcp, codex, run, people, audit)
+GROUPS = (
+    service,
+    doctor,
+    profile,
+    image,
+    lease,
+    desktop,
+    screen,
+    frames,
+    cp,
+    snapshot,
+    approval,
+    mcp,
+    codex,
+    run,
+    people,
+    audit,
+)
 
 app = typer.Typer(
     name="cu-fleet",

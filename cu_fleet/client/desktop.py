@@ -436,7 +436,8 @@ class Desktop:
 
     async def approval(self, approval: str) -> ApprovalView:
         """An approval once it is answered, or over."""
-        where, more = v1("approvals", approval), {"query": {"wait": _HOLD}, "patience": _HOLD}
+        where = v1("approvals", approval)
+        more: dict[str, Any] = {"query": {"wait": _HOLD}, "patience": _HOLD}
         while True:
             answer = await self._wire.call("GET", where, token=self.lease.token, start=False, **more)
             view = read(ApprovalView, answer.json())
