@@ -1,0 +1,389 @@
+"""A user's repository, as worktrees need it: branches, the linked worktree's entry, trees, and the merge.
+
+A linked worktree is a folder whose `.git` names an entry in the repository, and that entry, which names the folder: so
+git works in it for its owner and for a Codex that runs on this machine. The entry is written here in the layout that
+git documents, since git would have to enter the folder to do so. It is locked: git clears nothing of it away by itself.
+"""
+
+import contextlib
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from cu_fleet.controller.carrying import MARK, Blob, Name, Tree, gits_own
+from cu_fleet.controller.git import LONG, Git, Owner
+from cu_fleet.model.errors import ConflictError, FleetError, NotFoundError, UnavailableError
+from cu_fleet.model.worktree import Worktree
+
+_NONE = {"sha1": "0" * 40, "sha256": "0" * 64}
+_UNDER_WAY = {
+    "MERGE_HEAD": "a merge",
+    "rebase-merge": "a rebase",
+    "rebase-apply": "a rebase",
+    "CHERRY_PICK_HEAD": "a cherry-pick",
+    "REVERT_HEAD": "a revert",
+    "BISECT_LOG": "a bisection",
+}
+
+
+class Place(NamedTuple):
+    """A work tree of the user's own, in which a branch is checked out."""
+
+    top: Path
+    git_dir: Path
+
+
+class Repository:
+    def __init__(self, git: Git) -> None:
+        self.git = git
+        self.hash_name = git.ask("rev-parse", "--show-object-format")
+
+    # what there is
+
+    def commit(self, words: str, git_dir: Path | None = None) -> str:
+        """The commit that a branch, tag or hash names."""
+        code, said = self.git.run(
+            "rev-parse",
+            "--verify",
+            "--quiet",
+            "--end-of-options",
+            f"{words}^{{commit}}",
+            fine=(0, 1, 128),
+            git_dir=git_dir,
+        )
+        if code:
+            raise NotFoundError(f"there is no branch, tag or commit {words!r}", code="no_base", base=words)
+        return said.decode().strip()
+
+    def branch(self, words: str, git_dir: Path | None = None) -> str | None:
+        """The local branch that is meant by this, if it is one."""
+        code, said = self.git.run(
+            "rev-parse", "--verify", "--quiet", "--symbolic-full-name", "--end-of-options", words,
+            fine=(0, 1, 128), git_dir=git_dir,
+        )  # fmt: skip
+        full = said.decode("utf-8", "replace").strip()
+        return full.removeprefix("refs/heads/") if not code and full.startswith("refs/heads/") else None
+
+    def tip(self, ref: str) -> str | None:
+        code, said = self.git.run("rev-parse", "--verify", "--quiet", f"{ref}^{{object}}", fine=(0, 1, 128))
+        return None if code else said.decode().strip()
+
+    def contains(self, commit: str, in_commit: str) -> bool:
+        return self.git.run("merge-base", "--is-ancestor", commit, in_commit, fine=(0, 1))[0] == 0
+
+    def under_way(self, git_dir: Path) -> str | None:
+        return next((what for name, what in _UNDER_WAY.items() if (git_dir / name).exists()), None)
+
+    def tree(self, of: str) -> Tree:
+        _, said = self.git.run("ls-tree", "-r", "-l", "-z", "--full-tree", of, within=LONG)
+        found: Tree = {}
+        for line in filter(None, said.split(b"\0")):
+            facts, path = line.split(b"\t", 1)
+            mode, _, oid, size = facts.split()
+            found[path] = Blob(mode, oid, 0 if size == b"-" else int(size))
+        return found
+
+    @contextlib.contextmanager
+    def blobs(self) -> Iterator["_Blobs"]:
+        with self.git.talking("cat-file", "--batch") as process:
+            assert process.stdin
+            assert process.stdout
+            yield _Blobs(process.stdin, process.stdout)
+
+    @contextlib.contextmanager
+    def ignoring(self) -> Iterator["_Ignoring"]:
+        """What git would leave out of a folder. It sees the ignore files only, and the names of folders."""
+        words = ["check-ignore", "-z", "-v", "-n", "--stdin", "--no-index"]
+        own = self.git.run("config", "--path", "--get", "core.excludesFile", fine=(0, 1), homely=True)[1].strip()
+        config = {"core.excludesFile": own.decode("utf-8", "replace")} if own else {}
+        with (
+            _scratch(self.git.owner) as scratch,
+            self.git.talking(*words, work_tree=scratch, config=config) as process,
+        ):
+            assert process.stdin
+            assert process.stdout
+            yield _Ignoring(process.stdin, process.stdout, scratch)
+
+    # the linked worktree
+
+    def entry(self, worktree: Worktree) -> Path:
+        return self.git.folder / "worktrees" / f"cu-fleet-{worktree.id.removeprefix('wt_')}"
+
+    def link(self, worktree: Worktree, folder: Path) -> None:
+        """Make branch and entry; again, if they were made before."""
+        ref = f"refs/heads/{worktree.branch}"
+        if self.tip(ref) != worktree.base_commit:
+            self.git.run("update-ref", ref, worktree.base_commit, _NONE[self.hash_name])
+        entry = self.entry(worktree)
+        self.git.as_owner("rm", "-rf", "--", str(entry))
+        self.git.as_owner("mkdir", "-p", "--", str(entry))
+        self._write(entry / "commondir", "../..\n")
+        self._write(entry / "HEAD", f"ref: {ref}\n")
+        self._write(entry / "locked", f"cu-fleet: agent {worktree.agent}, lease {worktree.lease}\n")
+        self.point(worktree, folder)
+        self.git.run("read-tree", worktree.base_commit, git_dir=entry)
+
+    def point(self, worktree: Worktree, folder: Path) -> None:
+        """Where the folder is now."""
+        self._write(self.entry(worktree) / "gitdir", f"{folder}/.git\n")
+
+    def _write(self, path: Path, text: str) -> None:
+        self.git.as_owner("tee", "--", str(path), stdin=text.encode())
+
+    def marks(self, worktree: Worktree, folder: Path) -> None:
+        """What lies in the folder beside the tree: git's link, and whose it is, in a folder that ignores itself."""
+        (folder / ".git").write_text(f"gitdir: {self.entry(worktree)}\n")
+        mark = folder / MARK.decode()
+        mark.mkdir()
+        (mark / ".gitignore").write_text("*\n")
+        told = {"worktree": worktree.id, "agent": worktree.agent, "lease": worktree.lease, "desktop": worktree.desktop}
+        told |= {"branch": worktree.branch, "base": worktree.base, "into": worktree.into or ""}
+        (mark / "worktree.json").write_text(json.dumps(told, indent=2) + "\n")
+
+    def unlink(self, worktree: Worktree, *, keep_branch: bool) -> None:
+        """Remove the entry and what we keep; the branch too, if nobody has gone on with it."""
+        self.git.as_owner("rm", "-rf", "--", str(self.entry(worktree)))
+        if self.tip(own := kept_ref(worktree)):
+            self.git.run("update-ref", "-d", own)
+        known = {worktree.base_commit, worktree.tip, worktree.merge.tip if worktree.merge else None}
+        ref = f"refs/heads/{worktree.branch}"
+        if not keep_branch and (tip := self.tip(ref)) in known and tip:
+            self.git.run("update-ref", "-d", ref, tip)
+
+    # what an agent made
+
+    def agents_tip(self, worktree: Worktree) -> str:
+        """The agent's last commit: where its worktree stands, if that goes on from the base; else its branch."""
+        for git_dir, words in ((self.entry(worktree), "HEAD"), (None, f"refs/heads/{worktree.branch}")):
+            with contextlib.suppress(FleetError):
+                tip = self.commit(words, git_dir)
+                if self.contains(worktree.base_commit, tip):
+                    return tip
+        return worktree.base_commit
+
+    def head(self, worktree: Worktree, tip: str, at: float) -> bytes:
+        """How the stream begins that `stage` takes; what changed follows."""
+        head = f"commit {kept_ref(worktree)}\ncommitter cu-fleet <cu-fleet@localhost> {int(at)} +0000\n"
+        return f"{head}data 6\nstaged\nfrom {tip}\n".encode()
+
+    def stage(self, worktree: Worktree, changes: IO[bytes]) -> str:
+        """The tree that these changes make of the tip's: kept from being cleared away, and staged for who looks."""
+        changes.seek(0)
+        self.git.run("fast-import", "--quiet", "--force", stdin=changes, within=LONG)
+        tree = self.git.ask("rev-parse", "--verify", f"{kept_ref(worktree)}^{{tree}}")
+        if self.entry(worktree).exists():
+            self.git.run("read-tree", tree, git_dir=self.entry(worktree))
+        return tree
+
+    def diff(self, before: str, after: str, most: int) -> tuple[str, bool]:
+        """The difference for a person, and whether it was cut."""
+        words = ["diff-tree", "-r", "-p", "-M", "--no-ext-diff", "--no-textconv", "--no-color", "--submodule=short"]
+        _, said = self.git.run(*words, f"{before}^{{tree}}", after, most=most + 1, cut=True, within=LONG)
+        return said[:most].decode("utf-8", "replace"), len(said) > most
+
+    def numbers(self, before: str, after: str) -> list[tuple[str, str, str]]:
+        """Insertions, deletions and path of each file."""
+        words = ["diff-tree", "-r", "--numstat", "--no-renames", "--no-ext-diff", "--no-textconv", "-z"]
+        _, said = self.git.run(*words, f"{before}^{{tree}}", after, within=LONG)
+        rows = [line.decode("utf-8", "backslashreplace").split("\t", 2) for line in said.split(b"\0") if line]
+        return [(added, gone, path) for added, gone, path in rows]
+
+    def log(self, after: str, until: str, most: int) -> list[str]:
+        words = ["log", "--format=%h %an: %s", f"--max-count={most}", "--no-decorate", "--no-color"]
+        return self.git.ask(*words, f"{after}..{until}").splitlines() if after != until else []
+
+    def commits(self, after: str, until: str) -> int:
+        return int(self.git.ask("rev-list", "--count", f"{after}..{until}"))
+
+    # merging
+
+    def committer(self) -> tuple[str, str]:
+        """The user's own name and address, as git knows them."""
+        try:
+            said = self.git.ask("var", "GIT_COMMITTER_IDENT", homely=True)
+        except UnavailableError as e:
+            raise ConflictError(
+                f"git does not know who commits for {self.git.owner.name} ({e.what})",
+                remedy=f"as {self.git.owner.name}: git config --global user.name NAME, and user.email ADDRESS",
+                code="no_committer",
+            ) from None
+        name, _, rest = said.partition(" <")
+        return name, rest.partition(">")[0]
+
+    def commit_tree(self, tree: str, parents: list[str], message: str, *, author: tuple[str, str] | None = None) -> str:
+        name, address = self.committer()
+        given = {"user.name": name, "user.email": address, "user.useConfigOnly": "true"}
+        if author:
+            given |= {"author.name": author[0], "author.email": author[1]}
+        words = ["commit-tree", tree, *(word for parent in parents for word in ("-p", parent))]
+        return self.git.run(*words, stdin=message.encode(), config=given)[1].decode().strip()
+
+    def merged_tree(self, into: str, tip: str) -> str:
+        """The tree of both; a conflict is refused."""
+        code, said = self.git.run(
+            "merge-tree", "--write-tree", "--name-only", "--no-messages", "-z", into, tip, fine=(0, 1)
+        )
+        tree, *files = [part.decode("utf-8", "backslashreplace") for part in said.split(b"\0") if part]
+        if code:
+            some = ", ".join(dict.fromkeys(files[:10]))
+            raise ConflictError(
+                f"it conflicts with what has come into the branch meanwhile, in {some}",
+                remedy="nothing was changed; merge its branch by hand, or let an agent begin from there",
+                code="merge_conflict",
+                files=files[:100],
+            )
+        return tree
+
+    def places(self, branch: str) -> list[Place]:
+        """Where this branch is checked out."""
+        said = self.git.ask("worktree", "list", "--porcelain", "-z", cwd=self.git.folder)
+        found = []
+        for block in said.split("\0\0"):
+            facts = dict(line.partition(" ")[::2] for line in block.split("\0") if line)
+            if facts.get("branch") == f"refs/heads/{branch}" and "bare" not in facts:
+                top = Path(facts["worktree"])
+                own = self.git.ask("rev-parse", "--path-format=absolute", "--git-dir", cwd=top)
+                found.append(Place(top, Path(own)))
+        return found
+
+    def check_clean(self, place: Place, branch: str) -> None:
+        if what := self.under_way(place.git_dir):
+            raise ConflictError(
+                f"{what} is under way in {place.top}, where {branch} is checked out",
+                remedy="finish it, then approve again; nothing was changed",
+                code="under_way",
+            )
+        words = ["status", "--porcelain=v1", "--untracked-files=no", "--ignore-submodules=all", "-z"]
+        if changed := self.git.run(*words, git_dir=place.git_dir, work_tree=place.top, within=LONG)[1]:
+            names = [part[3:].decode("utf-8", "replace") for part in changed.split(b"\0") if part][:5]
+            raise ConflictError(
+                f"{branch} is checked out in {place.top}, with changes in {', '.join(names)}",
+                remedy="commit or stash them, then approve again; nothing was changed",
+                code="target_dirty",
+            )
+
+    def move(self, branch: str, before: str, after: str, why: str) -> None:
+        """Take the branch on, if it still is where it was."""
+        try:
+            self.git.run("update-ref", "-m", why, f"refs/heads/{branch}", after, before)
+        except UnavailableError as e:
+            raise ConflictError(
+                f"{branch} was moved meanwhile ({e.what})", remedy="approve again", code="target_moved"
+            ) from None
+
+    def bring_up(self, place: Place, before: str, after: str) -> None:
+        """Take a clean work tree from one commit to the other; what is done already stays. No filter runs."""
+        names = self.git.run("config", "-z", "--name-only", "--get-regexp", r"^filter\.", fine=(0, 1))[1]
+        drivers = {name.decode("utf-8", "replace").rpartition(".")[0] for name in names.split(b"\0") if name}
+        off = {f"{driver}.{what}": "" for driver in drivers for what in ("clean", "smudge", "process")}
+        off |= {f"{driver}.required": "false" for driver in drivers}
+        words = ["read-tree", "-m", "-u", "--no-recurse-submodules", before, after]
+        try:
+            self.git.run(*words, git_dir=place.git_dir, work_tree=place.top, config=off, within=LONG)
+        except UnavailableError as e:
+            raise ConflictError(
+                f"the files in {place.top} could not be brought up to date: {e.what}",
+                remedy="see to them, then approve again; nothing was changed",
+                code="target_dirty",
+            ) from None
+
+
+def kept_ref(worktree: Worktree) -> str:
+    return f"refs/cu-fleet/{worktree.id}"
+
+
+@contextlib.contextmanager
+def _scratch(owner: Owner) -> Iterator[Path]:
+    """A folder that git may read, and only we write."""
+    with tempfile.TemporaryDirectory(prefix="cu-fleet-") as name:
+        if not owner.ours:
+            os.chown(name, -1, owner.gid)
+            Path(name).chmod(0o750)
+        yield Path(name)
+
+
+class _Blobs:
+    def __init__(self, stdin: IO[bytes], stdout: IO[bytes]) -> None:
+        self._in, self._out = stdin, stdout
+
+    def chunks(self, oid: bytes) -> Iterator[bytes]:
+        self._in.write(oid + b"\n")
+        self._in.flush()
+        head = self._out.readline().split()
+        if len(head) != 3 or head[1] != b"blob":
+            raise UnavailableError(f"git has no file {oid.decode()}", remedy="git fsck", code="git_failed")
+        left = int(head[2])
+        while left:
+            chunk = self._out.read(min(left, 1 << 20))
+            if not chunk:
+                raise UnavailableError("git broke off", code="git_failed")
+            left -= len(chunk)
+            yield chunk
+        self._out.read(1)
+
+
+class _Ignoring:
+    """Asks git, folder by folder, once it has been shown the folder's ignore file and the folders in it."""
+
+    _AT_ONCE = 16 << 10  # bytes of names, so that neither side waits for the other's pipe
+
+    def __init__(self, stdin: IO[bytes], stdout: IO[bytes], scratch: Path) -> None:
+        self._in, self._out = stdin, stdout
+        self._scratch = scratch
+
+    def __call__(self, inside: bytes, ignore_file: bytes, names: list[Name]) -> list[bool]:
+        here = self._scratch / os.fsdecode(inside)
+        if ignore_file:
+            (here / ".gitignore").write_bytes(ignore_file)
+        for name, found in names:
+            if stat.S_ISDIR(found.st_mode):
+                (here / os.fsdecode(name)).mkdir()
+        paths = [inside + b"/" + name if inside else name for name, _ in names]
+        return [answer for some in _in_parts(paths, self._AT_ONCE) for answer in self._ask(some)]
+
+    def _ask(self, paths: list[bytes]) -> list[bool]:
+        self._in.write(b"".join(b"./" + path + b"\0" for path in paths))  # a leading colon would be magic
+        self._in.flush()
+        return [self._answer() for _ in paths]
+
+    def _answer(self) -> bool:
+        """The file, line and pattern that decided, and the path; all but the last empty if none did."""
+        _, _, pattern, _ = (self._field() for _ in range(4))
+        return bool(pattern) and not pattern.startswith(b"!")
+
+    def _field(self) -> bytes:
+        field = bytearray()
+        while (byte := self._out.read(1)) != b"\0":
+            if not byte:
+                raise UnavailableError("git check-ignore broke off", code="git_failed")
+            field += byte
+        return bytes(field)
+
+
+def _in_parts(paths: list[bytes], most: int) -> Iterator[list[bytes]]:
+    part: list[bytes] = []
+    size = 0
+    for path in paths:
+        if part and size + len(path) > most:
+            yield part
+            part, size = [], 0
+        part.append(path)
+        size += len(path) + 1
+    if part:
+        yield part
+
+
+def check_base(tree: Tree, base: str) -> None:
+    """Refuse a commit whose files a worktree could not hold."""
+    for path in tree:
+        parts = path.split(b"/")
+        if parts[0] == MARK or any(gits_own(part) for part in parts):
+            raise ConflictError(
+                f"{base} has a file {path.decode('utf-8', 'backslashreplace')}, which a worktree of ours cannot hold",
+                remedy=f"{MARK.decode()} is where it says whose it is, and .git is git's",
+                code="bad_base",
+            )
