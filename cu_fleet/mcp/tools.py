@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mcp_types import CallToolResult, TextContent, Tool, ToolAnnotations
 
 from cu_fleet.mcp import arguments as take
-from cu_fleet.mcp.answers import MOST_IMAGE, Answer, acted, image, listed, pictured, said
+from cu_fleet.mcp.answers import MOST_IMAGE, Answer, acted, answered, image, listed, pictured, said
 from cu_fleet.model.access import Caller
 from cu_fleet.model.action import parse_actions
 from cu_fleet.model.errors import InvalidError, TooLongError
@@ -149,8 +149,8 @@ async def _point(at: At, ask: take.AtPoint) -> dict[str, int]:
 
 async def _act(at: At, ask: take.Acts, actions: list[dict[str, Any]], shot: Shot | None = None) -> Answer:
     frame = ask.frame if isinstance(ask, take.Points) and getattr(ask, "ref", None) is None else None
-    done = await at.fleet.act(at.who, at.lease, parse_actions(actions), shot=shot, intent=ask.intent, frame=frame)
-    return acted(done)
+    more = {"intent": ask.intent, "frame": frame, "approval": getattr(ask, "approval", None)}
+    return acted(await at.fleet.act(at.who, at.lease, parse_actions(actions), shot=shot, **more))
 
 
 def _plain(value: object) -> object:
@@ -290,6 +290,19 @@ async def file_put(at: At, ask: take.FilePut) -> Answer:
 
 
 # the lease
+
+
+@_tool("Ask a person", take.Ask, same=True)
+async def approval_wait(at: At, ask: take.Ask) -> Answer:
+    """Asks your operator before something grave: give actions, and why in intent; then wait for the answer. After a yes
+    call act with the very same actions and the approval. No answer in time is a no."""
+    name = ask.approval
+    if name is None:
+        asked = await at.fleet.ask_approval(
+            at.who, at.lease, parse_actions(ask.actions), reason=ask.intent or "", frame=ask.frame
+        )
+        name = asked.approval
+    return said(answered(await at.fleet.approval(at.who, name, wait=ask.seconds)))
 
 
 @_tool("Show my lease", take.Nothing, reads=True)

@@ -23,7 +23,7 @@ from tests.support import run, until
 BOTH = pytest.mark.parametrize("mode", [OLD, NEW])
 LOOKING = {"screenshot", "zoom", "wait", "clipboard_get", "windows", "ui", "file_get", "lease_status"}
 ACTING = {"click", "double_click", "drag", "move", "scroll", "key", "type", "act"}
-INTERFACE = LOOKING | ACTING | {"clipboard_set", "launch", "file_put", "release"}
+INTERFACE = LOOKING | ACTING | {"clipboard_set", "launch", "file_put", "approval_wait", "release"}
 
 
 async def _leased(door: Door, agent: str = "a") -> tuple[str, str]:
