@@ -29,7 +29,7 @@ WORK = "work"  # the folder below the desktop's home that what we bring lies in
 OUT = "out"  # below ~/Shared: what comes back
 _LONGEST = 64 << 10  # bytes of a line that waits for its end
 _BEGIN = 'f=$1; cd "$HOME/$2" || exit; shift 2; echo $$ >"$f" && exec "$@"'
-_SIGNAL = 'kill -"$1" -- -"$(cat "$2")"'
+_SIGNAL = 'kill -s "$1" -- -"$(cat "$2")"'
 _UNPACK = f'mkdir -p "$HOME/{WORK}" && exec tar -x -C "$HOME/{WORK}" -f -'
 
 

@@ -55,6 +55,7 @@ PROMISED = {
     "mcp": {"--agent", "--profile"},
     "mcp-config": {"--client"},
     "codex": {"--agent", "--profile", "--wait"},
+    "run": {"--profile", "--desktops", "--beside", "--wait", "--put", "--keep-artifacts"},
     "image list": set(),
     "image build": set(),
     "audit show": set(),
