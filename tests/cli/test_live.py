@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cu_fleet import sync
 from cu_fleet.cli import connect
 from cu_fleet.cli.acquire import acquire as ask_and_wait
 from cu_fleet.model.errors import FleetError
@@ -313,3 +314,69 @@ def test_down_ends_everything_and_nobody_who_waits_undoes_it(tmp_path: Path, mon
         assert cli("status").code == 1
     finally:
         controller.end()
+
+
+# a person's answer
+
+
+SAVE = '{"type": "key", "keys": "ctrl+s"}'
+
+
+def asked(lease: str, reason: str, *actions: dict[str, object]) -> str:
+    with sync.Fleet.connect(home=os.environ["CU_FLEET_HOME"], start=False) as fleet:
+        check = {"id": "c1", "message": "it looks like a bank"}
+        return fleet.open(lease).ask_approval([json.loads(SAVE), *actions], reason, checks=[check]).approval
+
+
+def test_what_agents_ask_is_seen_and_answered(tmp_path: Path) -> None:
+    lease = acquire("payer")["lease"]
+    assert done("approval", "list").out == "Nothing waits for an answer.\n"
+    typed: dict[str, object] = {"type": "type", "text": "4711\x1b"[:4]}
+    name = asked(lease, "pay \x1b[2Jthe bill", typed)
+    row = done("approval", "list", "--lease", lease).out.splitlines()[1]
+    assert row.split()[:5] == [name, "action", "payer", lease, "waiting"]
+    assert "bill; it looks like a bank" in row
+    assert "\x1b" not in row, "no text of an agent's drives the operator's terminal"
+    listed = done("lease", "list").out
+    assert "active/asking" in listed
+    assert f"cu-fleet approval show {name}" in listed
+    assert name in done("lease", "show", lease).out
+    assert "1 wait for an answer: cu-fleet approval list" in done("status").out
+    shown = done("approval", "show", name, "-o", str(tmp_path / "then.png"))
+    assert (tmp_path / "then.png").read_bytes().startswith(b"\x89PNG")
+    assert """1. key {"keys": "ctrl+s"}""" in shown.out
+    assert """2. type {"text": "4711"}""" in shown.out
+    assert "check 1" in shown.out
+    assert f"approve {name}" in shown.err
+    early = cli("act", lease, SAVE, json.dumps(typed), "--approval", name, "--json")
+    assert (early.code, early.json["error"]) == (3, "approval_waiting")
+    yes = done("approval", "approve", name, "--reason", "fine").out
+    assert yes == f"approval {name} is approved: agent payer may do it once, within 10m 00s\n"
+    other = cli("act", lease, SAVE, "--approval", name, "--json")
+    assert (other.code, other.json["error"]) == (3, "other_actions")
+    assert done("act", lease, SAVE, json.dumps(typed), "--approval", name).out == "key: done\ntype: done\n"
+    assert cli("act", lease, SAVE, json.dumps(typed), "--approval", name).code == 3
+    assert "4711" not in done("approval", "show", name, "--json").out
+    assert done("approval", "list", "--all", "--json").json["approvals"][0]["state"] == "used"
+    assert cli("approval", "show", "ap_0000000000").code == 5
+    done("lease", "release", lease)
+
+
+def test_a_no_has_its_reason_and_is_followed() -> None:
+    lease = acquire("payer")["lease"]
+    words = ("approval", "list", "--watch", "--lease", lease)
+    watching = start(*words, env={"CU_FLEET_HOME": os.environ["CU_FLEET_HOME"]})
+    assert watching.stdout is not None
+    assert watching.stdout.readline() == b"Nothing waits for an answer.\n"
+    name = asked(lease, "pay")
+    assert watching.stdout.readline().decode().split()[1:] == [name, "asked", "by", "agent", "payer", "pay"]
+    assert done("approval", "deny", name, "--reason", "wrong account").out == f"approval {name} is denied\n"
+    assert watching.stdout.readline().decode().rstrip().endswith("wrong account")
+    watching.send_signal(signal.SIGINT)
+    assert finished(watching).code == 130
+    denied = cli("act", lease, SAVE, "--approval", name)
+    assert denied.code == 3
+    assert "wrong account" in denied.err
+    assert cli("approval", "approve", name).code == 3
+    assert cli("approval", "list", "--watch", "--json").code == 2
+    done("lease", "release", lease)
