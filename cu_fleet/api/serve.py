@@ -8,6 +8,7 @@ stop, whatever waits is told so first; what still runs after the grace is cut.
 import asyncio
 import os
 import pwd
+import resource
 import socket
 import struct
 from collections.abc import Callable, Generator, Mapping
@@ -30,15 +31,17 @@ GRACE = 3
 MAX_HEAD = 64 << 10  # bytes of request line and headers that do not come in one piece
 MAX_CONNECTIONS = 1000  # over TCP; the socket's owner is never locked out
 HEAD_WITHIN = 30.0  # seconds for a request's line and headers to come
+READ_WITHIN = 60.0  # seconds in which the client must have read something of an answer
 _PEER = struct.Struct("3i")  # pid, uid, gid
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's, with bounds on headers that never end or never come."""
+    """uvicorn's, with bounds on headers that never end or never come, and on answers that nobody reads."""
 
     _head = 0
     _in_head = False
     _late: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -46,7 +49,7 @@ class _Protocol(HttpToolsProtocol):
 
     def _expect_head(self) -> None:
         self._head_came()
-        self._late = self.loop.call_later(HEAD_WITHIN, self.transport.close)
+        self._late = self.loop.call_later(HEAD_WITHIN, self.timeout_keep_alive_handler)
 
     def _head_came(self) -> None:
         if self._late is not None:
@@ -54,6 +57,7 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_came()
+        self._it_reads()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -73,14 +77,70 @@ class _Protocol(HttpToolsProtocol):
             if self._head > MAX_HEAD and not self.transport.is_closing():
                 self.send_400_response("The headers are too long.")
 
+    def timeout_keep_alive_handler(self) -> None:
+        """Close it; what is still unread then would hold it open."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    # an answer that is not read would keep its picture, and a file's its descriptor
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        self._it_reads()
+        super().resume_writing()
+
+    def _expect_reading(self) -> None:
+        self._it_reads()
+        left = self.transport.get_write_buffer_size()
+        self._unread = self.loop.call_later(READ_WITHIN, self._has_read, left)
+
+    def _has_read(self, before: int) -> None:
+        if self.transport.get_write_buffer_size() < before:
+            self._expect_reading()
+        else:
+            self.transport.abort()
+
+    def _it_reads(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
 
 class TcpProtocol(_Protocol):
-    """On TCP: bounded in number, so that whoever opens many cannot lock out the socket's owner."""
+    """On TCP: bounded in number, so that whoever opens many locks out neither the socket's owner nor who is at work.
+
+    One too many ends the connection on which nothing goes on: first the oldest that never asked anything whole, then
+    the one whose last answer is longest ago. If something goes on on each, it is ended itself.
+    """
+
+    since = (False, 0.0)  # whether it has had an answer, and when it came here or had the last
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
-            transport.abort()
+        self.since = (False, self.loop.time())
+        if len(self.connections) > _most_connections():
+            others = (one for one in self.connections if isinstance(one, TcpProtocol) and one is not self)
+            idle = min((one for one in others if one.idle), key=lambda one: one.since, default=self)
+            self.connections.discard(idle)  # the next to come must not count it, and hears of its end only later
+            idle.transport.abort()
+
+    def on_response_complete(self) -> None:
+        self.since = (True, self.loop.time())
+        super().on_response_complete()
+
+    @property
+    def idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+
+def _most_connections() -> int:
+    """Half of the descriptors that we may have, at most: the other half is for desktops, files and their owner."""
+    return min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
 
 class SocketProtocol(_Protocol):
