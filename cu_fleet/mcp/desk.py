@@ -27,7 +27,7 @@ from cu_fleet.model.errors import (
 )
 from cu_fleet.model.view import LeaseView
 
-TTL = 300.0  # seconds; renewed while this process lives, and soon over should it be killed
+TTL = 60.0  # seconds; renewed while this process lives, and soon over should it be killed
 AT_ONCE = 1.0  # seconds that a call waits behind somebody else
 STARTS_WITHIN = 40.0  # and for a desktop that is being made
 WITHIN = 58.0  # for any call, whatever it waits for
