@@ -83,16 +83,6 @@ def test_a_wrong_action_anywhere_is_refused_before_anything_is_sent(tmp_path: Pa
     run(body())
 
 
-def test_approvals_are_refused_by_name_as_long_as_there_are_none(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with open_door(tmp_path) as door, door.socket_client() as http:
-            lease = await door.fleet.granted("a")
-            words = {"actions": [{"type": "click", "x": 1, "y": 1}], "approval": "ap_1"}
-            problem(await http.post(f"/v1/leases/{lease.lease}/actions", json=words), 501, "no_approvals")
-
-    run(body())
-
-
 def test_headers_and_json_say_the_same_of_a_picture(tmp_path: Path) -> None:
     async def body() -> None:
         async with open_door(tmp_path) as door:
