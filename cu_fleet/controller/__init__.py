@@ -29,6 +29,7 @@ from cu_fleet.controller.recovery import Recovery
 from cu_fleet.controller.snapshots import Snapshots
 from cu_fleet.controller.supervising import Supervising
 from cu_fleet.controller.sweeping import Sweeper
+from cu_fleet.controller.watching import Watching
 from cu_fleet.model.access import Caller
 from cu_fleet.model.desktop import NOT_GONE, RESTING, Desktop, Event, Stage, moved
 from cu_fleet.model.lease import LIVE, Lease, LeaseState
@@ -70,6 +71,8 @@ class Controller:
         acting = Acting(core, self.actors, frames)
         self._inside = inside = Inside(core, self.actors, acting)
         self._accessible = accessible = Accessible(core, acting, inside)
+        self.watching = watching = Watching(core, self.actors, inside, leasing)
+        self.actors.watching, leasing.watchers = watching, watching.of_lease
         self.actors.beside, self.keeper.forget_inside = inside, self._forget_inside
         self._snapshots = snapshots = Snapshots(core, self.actors, self.keeper)
         self.approving = approving = Approving(core, self.actors, acting)
@@ -90,6 +93,7 @@ class Controller:
         self.renew, self.release = leasing.renew, leasing.release
         self.pause, self.resume, self.take = supervising.pause, supervising.resume, supervising.take
         self.revoke, self.reassign = supervising.revoke, supervising.reassign
+        self.watch, self.serve_viewer = watching.ticket, watching.serve
         self.act, self.screenshot = acting.act, acting.screenshot
         self.ask_approval, self.answer = approving.ask_actions, approving.answer
         self.approvals, self.approval = approving.listing, approving.get
@@ -122,6 +126,7 @@ class Controller:
     async def start(self) -> None:
         await self._frames.open()
         await self._recovery.recover()
+        await self.watching.start()
         self._passing.start()
 
     async def close(self) -> None:
@@ -131,6 +136,7 @@ class Controller:
         self._closed = self.core.closing = True
         self.core.bell.ring()
         await self._passing.close()
+        await self.watching.close()
         await self.keeper.close()
         await self._inside.helpers.close()
         await self._accessible.helpers.close()

@@ -52,6 +52,7 @@ class Broadcast:
     def __init__(self, connect: Callable[[], Awaitable[Screen]]) -> None:
         self.followers: set[Follower] = set()
         self.grid = Grid(0, 0)
+        self.shown = asyncio.Event()  # there is a picture
         self._connect = connect
         self._screen: Screen | None = None
         self._serial = self._bells = self._clipboards = 0
@@ -76,17 +77,13 @@ class Broadcast:
                 self._look(screen)
                 await change.wait()
 
-    @property
-    def ready(self) -> bool:
-        """Whether there is a picture."""
-        return self._screen is not None
-
     def _look(self, screen: Screen) -> None:
         canvas = screen.canvas
         if (canvas.width, canvas.height) != (self.grid.width, self.grid.height) or self._serial < 0:
             self.grid, self._serial = Grid(canvas.width, canvas.height), canvas.serial
             self._forget(self.grid.whole)
             self._tell(lambda follower: follower.resized())
+            self.shown.set()
         elif (damage := self._damage(screen)) or screen.pointer != self._pointer:
             self._forget(damage)
             self._tell(lambda follower: follower.changed(damage))

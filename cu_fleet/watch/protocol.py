@@ -110,7 +110,7 @@ class Protocol:
         self.encodings: tuple[int, ...] = ()
         self.held = False  # nothing is read until the viewer is let in
         self._known: set[int] = set()  # encodings that were answered once
-        self._challenge = challenge
+        self.challenge = challenge
         self._version = 8
         self._events: list[Event] = []
         self._packet = bytearray()
@@ -143,8 +143,9 @@ class Protocol:
     def _conversation(self) -> _Reading:
         self.out += b"RFB 003.008\n"
         yield from self._agree(version=(yield 12))
-        self.out += self._challenge
-        self._events.append(Answered((yield 16)))
+        self.out += self.challenge
+        response = yield 16
+        self._events.append(Answered(response))
         self.held = True
         yield 1  # whether the screen is shared: it always is
         self._events.append(Entered())

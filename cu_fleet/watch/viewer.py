@@ -223,10 +223,10 @@ class Viewer:
     async def _send_all(self) -> None:
         while True:
             await self._woken()
-            began = time.monotonic()
+            began, answers = time.monotonic(), self._answers()
             update = self._update()
             took = time.monotonic() - began
-            if data := update + self._answers():
+            if data := answers + update + self._answers():
                 await self._send(data)
             if update:
                 await asyncio.sleep(max(_PACE, _SHARE * took))
