@@ -49,7 +49,7 @@ class Direct:
         self._words = {key: _Words(operation) for key, operation in operations.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        words, asked = self._short(scope), None
+        words, asked = self._short(scope) if scope["type"] == "http" else None, None
         if words:
             headers = dict(scope["headers"])
             body, receive = await _body(headers, receive) if words.has_body else (None, receive)

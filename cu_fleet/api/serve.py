@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from cu_fleet.api.app import build
 from cu_fleet.api.auth import SOCKET_OWNER
@@ -32,6 +33,8 @@ MAX_HEAD = 64 << 10  # bytes of request line and headers that do not come in one
 MAX_CONNECTIONS = 1000  # over TCP; the socket's owner is never locked out
 HEAD_WITHIN = 30.0  # seconds for a request's line and headers to come
 READ_WITHIN = 60.0  # seconds in which the client must have read something of an answer
+MAX_MESSAGE = 2 << 20  # bytes of one message of a WebSocket: a viewer's clipboard and then some
+LAST_WORDS = 1.0  # seconds for what is still to be sent there
 _PEER = struct.Struct("3i")  # pid, uid, gid
 
 
@@ -168,6 +171,16 @@ def _user_name(uid: int) -> str:
         return f"uid-{uid}"
 
 
+class _Socket(WebSocketsSansIOProtocol):
+    """A viewer's WebSocket, which ends when we are through with it, whatever the viewer has not taken by then."""
+
+    async def run_asgi(self) -> None:
+        try:
+            await super().run_asgi()
+        finally:
+            self.loop.call_later(LAST_WORDS, self.transport.abort)
+
+
 class _Door(uvicorn.Server):
     """A uvicorn server that stops when told and leaves the process's signals alone."""
 
@@ -176,7 +189,9 @@ class _Door(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http=protocol,
-                ws="none",
+                ws=_Socket,
+                ws_max_size=MAX_MESSAGE,
+                ws_per_message_deflate=False,  # pictures are deflated already
                 lifespan="off",
                 log_config=None,
                 log_level="warning",

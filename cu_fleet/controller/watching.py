@@ -218,7 +218,7 @@ class Watching:
             why = str(e.why)
             raise
         finally:
-            await asyncio.shield(self._leave(watcher, why))
+            await asyncio.shield(self._leave(watcher, wire, why))
 
     async def _open(self, watcher: Watcher, wire: Wire, protocol: Protocol) -> str:
         """On record, if it still may watch; what the desktop is called."""
@@ -277,14 +277,18 @@ class Watching:
         self._steering[watcher] = steering
         return steering
 
-    async def _leave(self, watcher: Watcher, why: str) -> None:
-        self._watchers.pop(watcher, None)
-        self._steering.pop(watcher, None)
+    async def _leave(self, watcher: Watcher, wire: Wire, why: str) -> None:
         try:
-            await self._end_broadcast(watcher)
-            await self.core.note(lambda tx: closed(self.core, tx, watcher, why))
+            if watcher.why:
+                await wire.close(watcher.why, at_once=True)
         finally:
-            watcher.gone.set()
+            self._watchers.pop(watcher, None)
+            self._steering.pop(watcher, None)
+            await self._end_broadcast(watcher)
+            try:
+                await self.core.note(lambda tx: closed(self.core, tx, watcher, why))
+            finally:
+                watcher.gone.set()
 
     # the picture
 
