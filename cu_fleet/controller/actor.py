@@ -21,7 +21,7 @@ from cu_fleet.model.request import Acted, Done
 from cu_fleet.rfb.canvas import Rect
 from cu_fleet.rfb.fingers import Extra
 from cu_fleet.rfb.hands import Hands
-from cu_fleet.rfb.screen import Screen
+from cu_fleet.rfb.screen import POLLED, Screen
 
 log = logging.getLogger(__name__)
 Press = Callable[[], None]  # the keys that paste
@@ -149,7 +149,8 @@ class Actor:
         except TimeoutError:
             raise UnavailableError(f"nothing answers at {endpoint.where}", code="screen_lost") from None
         try:
-            return await Screen.open(sock, password=endpoint.password, timeout=timeout, most_pixels=most_pixels)
+            known = POLLED if endpoint.within is None else endpoint.within
+            return await Screen.open(sock, endpoint.password, timeout, known, most_pixels)
         except BaseException:
             sock.close()
             raise

@@ -24,9 +24,10 @@ from cu_fleet.backends.base import (
     Usage,
 )
 from cu_fleet.backends.docker import begin, checks
-from cu_fleet.backends.docker.house import House
+from cu_fleet.backends.docker.house import House, is_polled
 from cu_fleet.backends.docker.layout import Desk
 from cu_fleet.backends.docker.snapshots import Snapshots
+from cu_fleet.backends.inside import X11VNC_WITHIN
 from cu_fleet.backends.slot import Slot, SlotFiles
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import BrokenError, FleetError, UnavailableError
@@ -127,7 +128,8 @@ class DockerBackend:
         desk = self.desk(handle)
         if not desk.dir.exists():
             return None
-        if await self.house.engine.do(lambda api: self.house.running(api, desk)) is None:
+        running = await self.house.engine.do(lambda api: self.house.running(api, desk))
+        if running is None:
             return None
 
         async def connect() -> socket.socket:
@@ -137,7 +139,8 @@ class DockerBackend:
                 await self._explain(desk)
                 raise
 
-        return Endpoint(connect, f"the screen's own socket in {desk.run}")
+        within = X11VNC_WITHIN if is_polled(running) else None
+        return Endpoint(connect, f"the screen's own socket in {desk.run}", within=within)
 
     async def found(self) -> list[Found]:
         if not self.house.layout.used:

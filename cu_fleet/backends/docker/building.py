@@ -103,7 +103,7 @@ def as_layer(api: APIClient, recipe: Recipe, base: str, digest: str, say: Say) -
             _hand_in(api, container, recipe, debs, Path(folder) / "in.tar")
             _install(api, container, recipe, say)
             repository, _, tag = recipe.candidate.partition(":")
-            changes = "\n".join([*recipe.changes, "CMD []", *_labels(digest)])
+            changes = "\n".join([*recipe.changes, 'CMD ["/bin/bash"]', *_labels(digest)])
             api.commit(container, repository, tag=tag, changes=changes)
         finally:
             api.remove_container(container, v=True, force=True)

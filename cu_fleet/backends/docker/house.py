@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cu_fleet.backends.base import Place, Spec, Usage
 from cu_fleet.backends.docker import begin, walls
 from cu_fleet.backends.docker.engine import Engine, image_of
-from cu_fleet.backends.docker.layout import BOOT, DESKTOP, FLEET, MOST, SNAPSHOT, Desk, Layout
+from cu_fleet.backends.docker.layout import BOOT, DESKTOP, FLEET, MOST, SCREEN, SNAPSHOT, Desk, Layout
 from cu_fleet.backends.docker.options import image, options
 from cu_fleet.backends.inside import template
 from cu_fleet.model.errors import ConflictError, UnavailableError, UnsupportedError
@@ -66,7 +66,8 @@ class House:
             api.create_network(desk.name, labels=self.layout.labels(desk.id), check_duplicate=True)
         labels = self.layout.labels(desk.id, **{BOOT: spec.boot, MOST: str(options(spec.profile).snapshot)})
         self._refuse_foreign_container(api, desk)
-        made = api.create_container(**walls.container(api, desk, spec, uid, labels))
+        polled = is_polled(self.image_of(api, image(spec.profile)))
+        made = api.create_container(**walls.container(api, desk, spec, uid, labels, polled=polled))
         self._insist(spec, made.get("Warnings") or [])
         return str(made["Id"])
 
@@ -193,6 +194,11 @@ class House:
         private = memory.get("total_rss", memory.get("anon"))  # of cgroup v1, of v2
         cpu = said.get("cpu_stats", {}).get("cpu_usage", {}).get("total_usage")
         return Usage(private, said.get("pids_stats", {}).get("current"), None if cpu is None else cpu / 1e9)
+
+
+def is_polled(found: Mapping[str, Any]) -> bool:
+    """Whether an image, or a container of it, has a screen that x11vnc looks at."""
+    return (found.get("Config", {}).get("Labels") or {}).get(SCREEN) == "x11vnc"
 
 
 def _how(state: Mapping[str, Any]) -> str:

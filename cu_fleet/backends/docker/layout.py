@@ -27,6 +27,7 @@ from cu_fleet.model.names import NAME, check_name
 
 FLEET, DESKTOP, SNAPSHOT, BOOT, SIGN = (f"cu-fleet.{word}" for word in ("fleet", "desktop", "snapshot", "boot", "sign"))
 MOST = "cu-fleet.snapshot-most"  # bytes a snapshot of this desktop may take
+SCREEN = "cu-fleet.screen"  # of an image: what serves its desktops' screens, if that is not TigerVNC
 SNAPSHOTS = "cu-fleet/snapshot"  # the repository of their images
 
 

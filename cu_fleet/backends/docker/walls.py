@@ -30,13 +30,16 @@ s = socket.socket(socket.AF_UNIX); s.settimeout(5); s.connect("{guest.RUN}/rfb.s
 _SECOND = 10**9
 
 
-def container(api: APIClient, desk: Desk, spec: Spec, uid: int, labels: dict[str, str]) -> dict[str, Any]:
-    """The arguments with which the desktop's container is created."""
+def container(
+    api: APIClient, desk: Desk, spec: Spec, uid: int, labels: dict[str, str], *, polled: bool = False
+) -> dict[str, Any]:
+    """The arguments with which the desktop's container is created; `polled`: of an image whose screen is x11vnc's."""
     profile, own = spec.profile, options(spec.profile)
+    screen = inside.polled_screen if polled else inside.screen
     return {
         "image": image(profile),
         "name": desk.name,
-        "command": ["/bin/sh", "-c", SCRIPT, desk.name, *inside.screen(profile, spec.label, opengl=own.opengl)],
+        "command": ["/bin/sh", "-c", SCRIPT, desk.name, *screen(profile, spec.label, opengl=own.opengl)],
         "entrypoint": [],
         "user": f"{uid}:{uid}",
         "working_dir": "/",
