@@ -28,6 +28,7 @@ from cu_fleet.cli import (
     screen,
     service,
     snapshot,
+    watch,
 )
 from cu_fleet.cli.errors import FleetGroup
 
@@ -37,6 +38,7 @@ GROUPS = (
     profile,
     image,
     lease,
+    watch,
     desktop,
     screen,
     frames,

@@ -299,4 +299,10 @@ def _known(view: dict[str, Any]) -> dict[str, output.Cell]:
         "waits for": view.get("message"),
         "asks": ", ".join(view.get("approvals") or ()),
         "waiters": view["waiters"] or None,
+        "watched by": "; ".join(map(_watcher, view.get("watchers") or ())),
     }
+
+
+def _watcher(watcher: dict[str, Any]) -> str:
+    may = "in control" if watcher["control"] else "looking"
+    return f"{watcher['who']} since {output.clock(watcher['since'])}, {may} ({watcher['way']})"
