@@ -9,7 +9,7 @@ that request's refusal. An argument ends at 128 KiB.
 from importlib.resources import files
 
 _PACKAGE = "cu_fleet.guest"
-_NOT_OURS = ("__init__.py", "carry.py", "init.py", "backdrop.py")
+_NOT_OURS = ("__init__.py", "carry.py", "init.py", "backdrop.py", "slot.py", "tunnel.py")
 _FINDER = """\
 import sys
 from importlib.machinery import ModuleSpec

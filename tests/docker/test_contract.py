@@ -2,7 +2,6 @@
 
 import pytest
 
-from cu_fleet.backends import door
 from cu_fleet.backends.base import Backend
 from cu_fleet.backends.docker import DockerBackend
 from cu_fleet.model.desktop import Handle
@@ -27,5 +26,4 @@ class TestDocker(BackendContract):
     async def boot_of(self, backend: Backend, handle: Handle) -> str:
         """Its init knows; the screen's name is for people."""
         assert isinstance(backend, DockerBackend)
-        desk = backend.desk(handle)
-        return (await door.ping(desk, backend.house.layout.uid(desk.id)))[0]
+        return (await backend.ping(backend.desk(handle)))[0]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cu_fleet.backends.base import Place, Spec, Usage
-from cu_fleet.backends.docker import begin, walls
+from cu_fleet.backends.docker import begin, far, walls
 from cu_fleet.backends.docker.engine import Engine, image_of
 from cu_fleet.backends.docker.layout import BOOT, DESKTOP, FLEET, MOST, SCREEN, SNAPSHOT, Desk, Layout
 from cu_fleet.backends.docker.options import image, options
 from cu_fleet.backends.inside import template
-from cu_fleet.model.errors import ConflictError, UnavailableError, UnsupportedError
+from cu_fleet.model.errors import ConflictError, UnavailableError
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -33,19 +36,39 @@ class House:
     def clear(self, api: APIClient, desk: Desk, spec: Spec) -> int:
         """Refuse what cannot be had, end what is left of an earlier start, and settle whose this one is."""
         options(spec.profile)
-        self.refuse_remote()
         self.image_of(api, image(spec.profile))
-        self.layout.uids.take(desk.id)
-        self.end(api, desk)
+        self.end(api, desk, keep_slot=True)
+        if self.engine.near is None:
+            self.engine.near = self._try_near(api, desk, spec)
+        self.layout.uids.take(desk.id, elsewhere=not self.engine.near)
         return self.layout.uid(desk.id)
 
-    def refuse_remote(self) -> None:
-        if not self.engine.host.startswith("unix://"):
-            raise UnsupportedError(
-                f"the Docker engine at {self.engine.host} is on another machine, where desktops cannot be reached",
-                remedy="use this machine's: unset DOCKER_HOST, or docker context use default",
-                code="remote_engine",
+    def _try_near(self, api: APIClient, desk: Desk, spec: Spec) -> bool:
+        """Whether the engine sees our files, and what is bound there is of the same kernel, as sockets must be.
+
+        It sees them if it finds a folder whose name nobody could know, to bind it into a container that never runs.
+        """
+        if api.info()["KernelVersion"] != os.uname().release:
+            return False
+        from docker.errors import APIError
+        from docker.types import Mount
+
+        self._refuse_foreign_container(api, desk)
+        desk.dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        proof = Path(tempfile.mkdtemp(prefix="near-", dir=desk.dir))
+        try:
+            config = api.create_host_config(mounts=[Mount("/near", str(proof), type="bind")], network_mode="none")
+            api.create_container(
+                image(spec.profile), ["none"], name=desk.name, labels=self.layout.labels(desk.id), host_config=config
             )
+        except APIError as e:
+            if "bind source path does not exist" not in str(e.explanation):
+                raise
+            return False
+        finally:
+            proof.rmdir()
+        self.end(api, desk, keep_slot=True)
+        return True
 
     def image_of(self, api: APIClient, name: str) -> dict[str, Any]:
         if found := image_of(api, name):
@@ -55,11 +78,19 @@ class House:
         raise UnavailableError(f"the Docker engine has no image {name}", remedy=remedy, code="no_image", image=name)
 
     def furnish(self, desk: Desk, spec: Spec, uid: int) -> None:
-        begin.prepare(desk, spec, uid, template(spec.profile, self._profile_dirs))
+        if self.engine.near:
+            begin.prepare(desk, spec, uid, template(spec.profile, self._profile_dirs))
+        else:
+            begin.mark_far(desk)
+
+    def lay_in(self, api: APIClient, container: str, spec: Spec, uid: int) -> None:
+        """What a far desktop needs, once its container is made."""
+        state = None if spec.snapshot else begin.clean_state(template(spec.profile, self._profile_dirs))
+        far.lay_in(api, container, begin.system_files(spec, uid), begin.own_files(spec), state, uid)
 
     def create(self, api: APIClient, desk: Desk, spec: Spec, uid: int) -> str:
         """Make the container, not yet running; returns its id."""
-        for volume in desk.volumes:
+        for volume in (*desk.volumes, *([desk.slot_volume] if desk.far else [])):
             made = api.create_volume(volume, labels=self.layout.labels(desk.id))
             self._refuse_foreign("volume", volume, made.get("Labels"))
         if spec.profile.network == "full":
@@ -150,11 +181,12 @@ class House:
 
     # ending
 
-    def end(self, api: APIClient, desk: Desk) -> None:
+    def end(self, api: APIClient, desk: Desk, *, keep_slot: bool = False) -> None:
         """Remove all that the engine has of a desktop, and return when nothing is left."""
         there = self.all(api, desk.id)
         self.remove_containers(api, there["container"])
-        for volume in there["volume"]:
+        kept = [desk.slot_volume] if keep_slot else []
+        for volume in (one for one in there["volume"] if one["Name"] not in kept):
             _insist_gone(partial(api.remove_volume, volume["Name"]))
         for network in there["network"]:
             _insist_gone(partial(api.remove_network, network["Id"]))
@@ -198,7 +230,7 @@ class House:
 
 def is_polled(found: Mapping[str, Any]) -> bool:
     """Whether an image, or a container of it, has a screen that x11vnc looks at."""
-    return (found.get("Config", {}).get("Labels") or {}).get(SCREEN) == "x11vnc"
+    return (found["Config"].get("Labels") or {}).get(SCREEN) == "x11vnc"
 
 
 def _how(state: Mapping[str, Any]) -> str:

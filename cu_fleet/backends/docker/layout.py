@@ -4,6 +4,7 @@ docker/key              made once; every label that says "ours" is signed with i
 docker/ID/init          made anew for each start; read-only inside
 docker/ID/run           seen inside as /run/cu-fleet: sockets, the log; the inside may put anything there
 docker/ID/slot          seen inside as ~/Shared
+docker/ID/far           instead of these three, where the engine does not see our files; see `far`
 docker/.uids/N          a link that says whose host uid N is
 
 All names follow from the desktop's id, and what bears no signature of this home's key is not ours, whatever it is
@@ -50,6 +51,16 @@ class Desk:
     @property
     def init(self) -> Path:
         return self.dir / "init"
+
+    @property
+    def far(self) -> bool:
+        """Whether its engine is where our files are not seen."""
+        return (self.dir / "far").exists()
+
+    @property
+    def slot_volume(self) -> str:
+        """What a far one has for a slot."""
+        return f"{self.name}-slot"
 
     @property
     def volumes(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import socket
+import weakref
 from collections.abc import Awaitable, Callable, Iterable
 
 from cu_fleet.backends.docker.engine import Engine
@@ -35,6 +36,7 @@ class Tunnels:
         self._explain = explain  # raises why a desktop's container cannot be talked to
         self._open: dict[str, Tunnel] = {}
         self._opening: dict[str, asyncio.Lock] = {}
+        weakref.finalize(self, _let_go, self._open)
 
     async def of(self, desk: Desk) -> "Tunnel":
         lock = self._opening.setdefault(desk.id, asyncio.Lock())
@@ -66,6 +68,12 @@ class Tunnels:
         self._opening.pop(desk.id, None)
         if tunnel := self._open.pop(desk.id, None):
             await tunnel.close()
+
+
+def _let_go(tunnels: "dict[str, Tunnel]") -> None:
+    """Nobody can use these any more."""
+    for tunnel in tunnels.values():
+        tunnel.cancel()
 
 
 class Tunnel(Mux):
@@ -215,6 +223,10 @@ class Tunnel(Mux):
         self._doors.clear()
         self.shut()
         self._writer.close()
+
+    def cancel(self) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._task.cancel)
 
     async def close(self) -> None:
         self._task.cancel()

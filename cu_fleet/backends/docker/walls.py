@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cu_fleet.backends import inside
 from cu_fleet.backends.base import Spec
 from cu_fleet.backends.docker import seccomp
-from cu_fleet.backends.docker.begin import SCRIPT, SLOT
+from cu_fleet.backends.docker.begin import SLOT, script
 from cu_fleet.backends.docker.engine import short_log
 from cu_fleet.backends.docker.layout import Desk
 from cu_fleet.backends.docker.options import Options, image, options
@@ -39,7 +39,7 @@ def container(
     return {
         "image": image(profile),
         "name": desk.name,
-        "command": ["/bin/sh", "-c", SCRIPT, desk.name, *screen(profile, spec.label, opengl=own.opengl)],
+        "command": ["/bin/sh", "-c", script(far=desk.far), desk.name, *screen(profile, spec.label, opengl=own.opengl)],
         "entrypoint": [],
         "user": f"{uid}:{uid}",
         "working_dir": "/",
@@ -54,21 +54,22 @@ def container(
             "retries": 2,
         },
         "host_config": api.create_host_config(
-            mounts=_mounts(desk, profile), tmpfs=_memory(uid), **_powers(own), **_limits(profile, own.shm),
+            mounts=_mounts(desk, profile), tmpfs=_memory(desk, uid),
+            **_powers(own, far=desk.far), **_limits(profile, own.shm),
             network_mode=desk.name if profile.network == "full" else "none",
             log_config=short_log("1m"),
         ),
     }  # fmt: skip
 
 
-def _powers(own: Options) -> dict[str, Any]:
+def _powers(own: Options, *, far: bool) -> dict[str, Any]:
     return {
         "cap_drop": ["ALL"],
         "security_opt": [
             "no-new-privileges:true",
             f"seccomp={seccomp.program(user_namespaces=own.user_namespaces)}",
         ],
-        "read_only": True,
+        "read_only": not far,  # there our own files lie in its system, which nobody inside can change either
         "ipc_mode": "private",
         "restart_policy": {"Name": "no"},
         "oom_score_adj": 200,
@@ -93,6 +94,8 @@ def _limits(profile: Profile, shm: int) -> dict[str, Any]:
 def _mounts(desk: Desk, profile: Profile) -> list[Any]:
     from docker.types import Mount
 
+    if desk.far:
+        return [Mount(to, name, type="volume") for name, to in (desk.volumes | {desk.slot_volume: SLOT}).items()]
     files = (*_OWN_FILES, *(["hosts"] if profile.network == "none" else []))  # the engine writes it for a network
     own = [(f"/etc/{name}", desk.init / name, True) for name in files]
     folders = [(guest.RUN, desk.run, False), (guest.SETUP, desk.init, True), (SLOT, desk.slot, False)]
@@ -102,10 +105,12 @@ def _mounts(desk: Desk, profile: Profile) -> list[Any]:
     ]
 
 
-def _memory(uid: int) -> dict[str, str]:
+def _memory(desk: Desk, uid: int) -> dict[str, str]:
+    own = f"mode=0700,uid={uid},gid={uid},size=64m"
+    run = {guest.RUN: own} if desk.far else {"/run": "mode=0755,size=64m"}
     return {
-        "/run": "mode=0755,size=64m",
-        f"/run/user/{uid}": f"mode=0700,uid={uid},gid={uid},size=64m",
+        **run,
+        f"/run/user/{uid}": own,
         "/tmp/.X11-unix": "mode=1777,size=1m",  # noqa: S108  # its own
         "/var/tmp": "mode=1777,size=256m",  # noqa: S108
     }
