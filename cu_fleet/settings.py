@@ -3,16 +3,28 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from cu_fleet.model.errors import InvalidError
 from cu_fleet.model.profile import Seconds, Size
 from cu_fleet.model.record import Value
 
 _NOT_SETTINGS = {f"CU_FLEET_{name}" for name in ("HOME", "URL", "TOKEN", "LEASE_TOKEN", "LEASES", "WORKER", "WORKERS")}
+
+
+def _several(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _separated(value: object) -> object:
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
+Commands = Annotated[tuple[str, ...], BeforeValidator(_several)]  # one, or a list of them
+Words = Annotated[tuple[str, ...], BeforeValidator(_separated)]  # a list, or words with commas between them
 
 
 class Settings(Value):
@@ -35,6 +47,12 @@ class Settings(Value):
     )
     frames_quota: Size = Field(2 << 30, description="Bytes of kept frames; past it the oldest go first.")
     frames_for: Seconds = Field(7 * 86400.0, description="How long a frame is kept, or until its lease is forgotten.")
+    review: Commands = Field((), description="Commands that check what an agent changed in a worktree; no shell.")
+    review_timeout: Seconds = Field(600.0, description="How long they may take.")
+    protected_branches: Words = Field(
+        ("main", "master", "release/*"), description="Branches that no worktree is ever merged into; patterns."
+    )
+    worktrees_for: Seconds = Field(14 * 86400.0, description="How long a changed worktree waits for a person.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
 
 

@@ -54,7 +54,7 @@ def _lend(slot: Slot, name: str, folder: Path, inode: Inode) -> Path:
             return slot.root / name  # it was moved before
         if slot.owner is not None:
             _hand_over(folder, slot.owner)
-        if name in os.listdir(top):
+        if _exists(top, name):
             raise ConflictError(f"{name!r} is in the slot already", remedy="remove it there", code="in_the_way")
         try:
             os.rename(folder, name, dst_dir_fd=top)
@@ -94,6 +94,14 @@ def _known(top: int, inode: Inode) -> str | None:
                 if (found.st_dev, found.st_ino) == inode and stat.S_ISDIR(found.st_mode):
                     return entry.name
     return None
+
+
+def _exists(top: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=top, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _is_folder(top: int, name: str) -> bool:
@@ -140,9 +148,10 @@ def _hand_over(folder: Path, uid: int) -> None:
         lists = lists and _open_to(fd, uid)
         if not (top and lists):
             os.fchown(fd, uid, uid)
-        for name in os.listdir(fd):
-            plain = not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)
-            if plain and not (top and lists and name == _KEPT):
+        with os.scandir(fd) as entries:
+            files = [entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
+        for name in files:
+            if not (top and lists and name == _KEPT):
                 os.chown(name, uid, uid, dir_fd=fd, follow_symlinks=False)
 
 

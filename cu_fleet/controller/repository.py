@@ -19,6 +19,7 @@ from cu_fleet.controller.git import LONG, Git, Owner
 from cu_fleet.model.errors import ConflictError, FleetError, NotFoundError, UnavailableError
 from cu_fleet.model.worktree import Worktree
 
+OURS = "cu-fleet-"  # how the names of our entries begin
 _NONE = {"sha1": "0" * 40, "sha256": "0" * 64}
 _UNDER_WAY = {
     "MERGE_HEAD": "a merge",
@@ -72,6 +73,9 @@ class Repository:
         code, said = self.git.run("rev-parse", "--verify", "--quiet", f"{ref}^{{object}}", fine=(0, 1, 128))
         return None if code else said.decode().strip()
 
+    def commit_tree_of(self, commit: str) -> str:
+        return self.git.ask("rev-parse", "--verify", f"{commit}^{{tree}}")
+
     def contains(self, commit: str, in_commit: str) -> bool:
         return self.git.run("merge-base", "--is-ancestor", commit, in_commit, fine=(0, 1))[0] == 0
 
@@ -111,7 +115,7 @@ class Repository:
     # the linked worktree
 
     def entry(self, worktree: Worktree) -> Path:
-        return self.git.folder / "worktrees" / f"cu-fleet-{worktree.id.removeprefix('wt_')}"
+        return self.git.folder / "worktrees" / f"{OURS}{worktree.id.removeprefix('wt_')}"
 
     def link(self, worktree: Worktree, folder: Path) -> None:
         """Make branch and entry; again, if they were made before."""
@@ -128,8 +132,9 @@ class Repository:
         self.git.run("read-tree", worktree.base_commit, git_dir=entry)
 
     def point(self, worktree: Worktree, folder: Path) -> None:
-        """Where the folder is now."""
-        self._write(self.entry(worktree) / "gitdir", f"{folder}/.git\n")
+        """Where the folder is now, if the entry is still there."""
+        if self.entry(worktree).exists():
+            self._write(self.entry(worktree) / "gitdir", f"{folder}/.git\n")
 
     def _write(self, path: Path, text: str) -> None:
         self.git.as_owner("tee", "--", str(path), stdin=text.encode())
@@ -239,16 +244,30 @@ class Repository:
         return tree
 
     def places(self, branch: str) -> list[Place]:
-        """Where this branch is checked out."""
-        said = self.git.ask("worktree", "list", "--porcelain", "-z", cwd=self.git.folder)
+        """Where this branch is checked out. What an agent's folder says of itself is not asked."""
         found = []
-        for block in said.split("\0\0"):
-            facts = dict(line.partition(" ")[::2] for line in block.split("\0") if line)
-            if facts.get("branch") == f"refs/heads/{branch}" and "bare" not in facts:
-                top = Path(facts["worktree"])
-                own = self.git.ask("rev-parse", "--path-format=absolute", "--git-dir", cwd=top)
-                found.append(Place(top, Path(own)))
+        for git_dir in [self.git.folder, *sorted(self.git.folder.glob("worktrees/*"))]:
+            code, said = self.git.run("symbolic-ref", "--quiet", "HEAD", git_dir=git_dir, fine=(0, 1, 128))
+            top = self._top_of(git_dir) if not code and said.decode().strip() == f"refs/heads/{branch}" else None
+            if top is None or not (top / ".git").exists():
+                continue
+            if git_dir.name.startswith(OURS):
+                raise ConflictError(
+                    f"{branch} is checked out in an agent's worktree, {top}",
+                    remedy="wait until that is gone, or discard it; nothing was changed",
+                    code="target_dirty",
+                )
+            found.append(Place(top, git_dir))
         return found
+
+    def _top_of(self, git_dir: Path) -> Path | None:
+        """The work tree of this entry, or of the repository itself."""
+        if git_dir != self.git.folder:
+            return Path((git_dir / "gitdir").read_text().strip()).parent
+        code, said = self.git.run("config", "--get", "core.worktree", fine=(0, 1))
+        if not code:
+            return (git_dir / said.decode().strip()).resolve()
+        return git_dir.parent if git_dir.name == ".git" else None
 
     def check_clean(self, place: Place, branch: str) -> None:
         if what := self.under_way(place.git_dir):

@@ -9,6 +9,8 @@ import re
 from enum import StrEnum
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from cu_fleet.model.errors import ConflictError
 from cu_fleet.model.record import Record, Value
 
@@ -76,6 +78,7 @@ class Worktree(Record):
     intent: str = ""  # what the run is for
     asked_by: str
     created_at: float
+    place: str = ""  # where the folder lies while it is lent
     inode: tuple[int, int] | None = None  # the folder's own, by which it is known if it was renamed
     back_at: float | None = None
     until: float | None = None  # kept so long
@@ -125,3 +128,61 @@ def branch_name(agent: str, worktree: str) -> str:
 def folder_name(repository: str) -> str:
     """What the folder is called: as its repository, of what no tool takes for anything else than a name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", repository.removesuffix(".git")).strip(".-")[:63] or "repository"
+
+
+class WorktreeAsk(Value):
+    """A worktree for a run, as it is asked for."""
+
+    repository: str = Field(max_length=4096, description="A folder of the git repository, on the controller's machine.")
+    base: str = Field(max_length=500, description="The branch, tag or commit to begin from.")
+    into: str | None = Field(
+        None, max_length=500, description="The branch it may be merged into; none: `base`, if that is one."
+    )
+    intent: str = Field("", max_length=2000, description="What the run is for; a person reads it.")
+
+
+class WorktreePlan(Value):
+    """What a worktree would be, looked up before anything is made."""
+
+    repository: str
+    top: str | None
+    owner: str  # as whom git runs
+    uid: int
+    base: str
+    base_commit: str
+    into: str | None
+    protected: str | None  # the branch that would have been the target, if nothing may be merged into it
+    review: tuple[str, ...]
+    kept_for: float  # seconds
+
+
+class WorktreeView(Value):
+    worktree: str
+    state: str
+    lease: str
+    agent: str
+    desktop: str
+    repository: str
+    base: str
+    base_commit: str
+    branch: str
+    into: str | None
+    intent: str
+    path: str | None  # on the controller's machine; None if nothing is there
+    inside: str | None  # the same, as the desktop sees it
+    commits: int
+    files: int
+    insertions: int
+    deletions: int
+    verdict: str
+    problem: str
+    approval: str | None
+    tree: str | None
+    committed: str | None
+    merged: str | None  # the commit that the target branch came to
+    outcome: str
+    by: str
+    size_bytes: int
+    created_at: str
+    back_at: str | None
+    until: str | None

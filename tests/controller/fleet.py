@@ -158,7 +158,19 @@ async def running(home: Path, *profiles: Profile, **more: object) -> AsyncIterat
 
 
 def _of_controller(task: asyncio.Task[object]) -> bool:
-    starts = ("keep ", "deadlines", "heartbeat", "sweep", "disk", "act ", "until", "change", "call ")
+    starts = (
+        "keep ",
+        "deadlines",
+        "heartbeat",
+        "sweep",
+        "disk",
+        "act ",
+        "until",
+        "change",
+        "call ",
+        "worktree",
+        "git ",
+    )
     return task.get_name().startswith(starts)
 
 
