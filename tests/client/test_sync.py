@@ -13,6 +13,7 @@ import pytest
 import cu_fleet
 from cu_fleet import client, sync
 from cu_fleet.model.errors import ConflictError, LeaseOverError, NotFoundError
+from cu_fleet.model.view import LeaseView
 from tests.api.door import Door, open_door
 from tests.controller.fleet import ANA
 
@@ -51,6 +52,11 @@ class Server:
             return {view.agent: view.state for view in views}
 
         return asyncio.run_coroutine_threadsafe(look(), self.loop).result(20)
+
+    def acquired(self, agent: str) -> LeaseView:
+        """A lease for the agent, granted."""
+        granted = self.door.fleet.granted(agent)
+        return asyncio.run_coroutine_threadsafe(granted, self.loop).result(20)
 
 
 @contextmanager
