@@ -43,7 +43,8 @@ def collect(leased: Leased, top: Path, test: str) -> tuple[Found, list[str]]:
 
 def _folder(test: str) -> str:
     """A name that says which test it is, and is no other's."""
-    words = re.sub(r"[^\w.-]+", "_", test.rpartition("/")[2])[:100]
+    file, _, rest = test.partition("::")
+    words = re.sub(r"[^\w.-]+", "_", f"{Path(file).name}::{rest}")[:100]
     return f"{words}-{hashlib.sha256(test.encode()).hexdigest()[:8]}"
 
 
