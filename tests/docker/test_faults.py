@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cu_fleet.backends.docker.disk import Counting
 from cu_fleet.backends.docker.engine import Engine
 from cu_fleet.model.errors import ConflictError, FleetError, UnavailableError
 from cu_fleet.testing.backend_base import take
@@ -147,6 +148,34 @@ def test_a_snapshot_has_a_bound(engine: PrivateDocker, tmp_path: Path) -> None:
         handle = await last(fleet.backend.start(fleet.spec(snapshot="sn_1")))
         await snapshots.delete("sn_1")
         assert await fleet.sh(handle, "echo lives on") == (0, "lives on\n")
+
+    in_fleet(engine, tmp_path, body)
+
+
+def test_what_a_desktop_wrote_is_counted_however_it_hides_it(engine: PrivateDocker, tmp_path: Path) -> None:
+    async def body(fleet: Fleet) -> None:
+        one, two = await fleet.start("dk_1"), await fleet.start("dk_2")
+        disk = fleet.backend.abilities.disk
+        assert disk
+        assert max(await asyncio.gather(disk.used(one), disk.used(two))) < 4 << 20
+        exec_ = fleet.backend.abilities.exec
+        assert exec_
+        hidden = await exec_.exec(one, ["sh", "-c", "exec 3>~/gone; rm ~/gone; head -c 20M /dev/zero >&3; echo; cat"])
+        async for _ in hidden.output():
+            break
+        wrote = """mkdir -p closed/in && head -c 10M /dev/zero >closed/in/file && chmod 000 closed
+            head -c 5M /dev/zero >/tmp/file; head -c 5M /dev/zero >Shared/file; truncate -s 1T sparse
+            mkdir many; cd many; seq 2000 | xargs touch"""
+        assert (await fleet.sh(one, wrote))[0] == 0
+        used = Counting(fleet.backend.house).used
+        assert 40 << 20 < await used(fleet.backend.desk(one)) < 48 << 20
+        assert await used(fleet.backend.desk(two)) < 4 << 20, "each is told of its own"
+        await hidden.kill()
+        await fleet.backend.stop(two)
+        used = Counting(fleet.backend.house).used
+        assert 20 << 20 < await used(fleet.backend.desk(one)) < 28 << 20, "the nameless file is gone with who had it"
+        with pytest.raises(FleetError):
+            await used(fleet.backend.desk(two))
 
     in_fleet(engine, tmp_path, body)
 

@@ -26,6 +26,7 @@ from cu_fleet.backends.base import (
     Usage,
 )
 from cu_fleet.backends.docker import begin, checks
+from cu_fleet.backends.docker.disk import Counting
 from cu_fleet.backends.docker.far import FarSlot
 from cu_fleet.backends.docker.house import House, is_polled
 from cu_fleet.backends.docker.layout import Desk
@@ -50,6 +51,7 @@ class DockerBackend:
         """`host` is the engine to use; without it, what `DOCKER_HOST` or the current Docker context names."""
         self.house = House(place, host)
         self.snapshots = Snapshots(self.house)
+        self.counting = Counting(self.house)
         self.tunnels = Tunnels(self.house.engine, self._explain)
         self.abilities = Abilities(
             snapshots=_Snapshots(self),
@@ -60,6 +62,7 @@ class DockerBackend:
             network=_Network(),
             logs=_Logs(self),
             meter=_Meter(self),
+            disk=_Disk(self),
         )
 
     def desk(self, handle: Handle) -> Desk:
@@ -296,6 +299,11 @@ class _Network:
 class _Logs(_Ability):
     async def logs(self, handle: Handle) -> str:
         return await self.backend.log(self.backend.desk(handle))
+
+
+class _Disk(_Ability):
+    async def used(self, handle: Handle) -> int:
+        return await self.backend.counting.used(self.backend.desk(handle))
 
 
 class _Meter(_Ability):

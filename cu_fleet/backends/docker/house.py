@@ -171,6 +171,18 @@ class House:
         found = api.containers(all=True, filters={"label": wanted})
         return [one for one in found if self.layout.is_our_container(one)]
 
+    def up(self, api: APIClient) -> dict[str, dict[str, Any]]:
+        """The containers of all desktops that run, by desktop. Their sizes are of what is written over their images."""
+        far_ones = any(self.layout.desk(desktop).far for desktop in self.layout.known())
+        found = api.containers(size=far_ones, filters={"label": [f"{FLEET}={self.layout.fleet}"]})
+        ours = [one for one in found if self.layout.is_our_container(one) and SNAPSHOT not in one["Labels"]]
+        desks = [(self.layout.desk(one["Labels"][DESKTOP]), one) for one in ours]
+        return {desk.id: one for desk, one in desks if f"/{desk.name}" in one["Names"]}
+
+    def named(self, api: APIClient, desk: Desk, name: str) -> list[dict[str, Any]]:
+        """A container of ours with this name, if there is one."""
+        return [one for one in self.all(api, desk.id)["container"] if f"/{name}" in one["Names"]]
+
     def found(self, api: APIClient) -> dict[str, list[str]]:
         """Of each desktop that has left anything, what there is of it."""
         there: dict[str, list[str]] = {desktop: ["files"] for desktop in self.layout.known()}

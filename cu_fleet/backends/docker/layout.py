@@ -58,6 +58,11 @@ class Desk:
         return (self.dir / "far").exists()
 
     @property
+    def counting(self) -> str:
+        """The name of the container that counts what desktops have written, when it is begun for this one."""
+        return f"{self.name}-count"
+
+    @property
     def slot_volume(self) -> str:
         """What a far one has for a slot."""
         return f"{self.name}-slot"
@@ -117,7 +122,8 @@ class Layout:
         if snapshot := labels.get(SNAPSHOT):
             names = {self.worker(snapshot), self.worker(snapshot, labels.get(DESKTOP, ""))}
         else:
-            names = {self.desk(labels[DESKTOP]).name}
+            desk = self.desk(labels[DESKTOP])
+            names = {desk.name, desk.counting}
         return any(name.removeprefix("/") in names for name in one.get("Names") or ())
 
     def worker(self, snapshot: str, desktop: str = "") -> str:

@@ -21,6 +21,7 @@ from cu_fleet.backends.docker.begin import FAR_STATE, STATE
 from cu_fleet.backends.docker.engine import image_of, patient, short_log
 from cu_fleet.backends.docker.house import House
 from cu_fleet.backends.docker.layout import FLEET, MOST, SNAPSHOT, SNAPSHOTS, Desk, write
+from cu_fleet.backends.docker.walls import powers_to_read
 from cu_fleet.backends.inside import HOME
 from cu_fleet.model.errors import BrokenError, ConflictError, NotFoundError, UnavailableError
 
@@ -80,9 +81,7 @@ class Snapshots:
 
         config = api.create_host_config(
             mounts=[Mount(to, name, type="volume", read_only=True) for name, to in desk.volumes.items()],
-            cap_drop=["ALL"],
-            cap_add=["DAC_READ_SEARCH"],
-            security_opt=["no-new-privileges:true"],
+            **powers_to_read() | {"read_only": False},
             network_mode="none",
             log_config=short_log("64k"),
         )

@@ -54,7 +54,7 @@ class Forward:
         sock, said = self._folder / "sock", self._folder / "said"
         sock.unlink(missing_ok=True)
         with said.open("wb") as log:
-            client = subprocess.Popen(_command(self.host, sock), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            client = subprocess.Popen(command(self.host, sock), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         ended = weakref.finalize(self, _end, client)
         until = time.monotonic() + _SECONDS
         while not sock.exists():
@@ -66,7 +66,7 @@ class Forward:
         self._client, self.times = client, self.times + 1
 
 
-def _command(host: str, sock: Path) -> list[str]:
+def command(host: str, sock: Path) -> list[str]:
     """The kernel ends the client with the thread that started it, which lasts as long as this engine is used."""
     parts = urlsplit(host)
     if not parts.hostname or parts.hostname.startswith("-") or (parts.username or "").startswith("-"):

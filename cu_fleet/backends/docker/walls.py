@@ -76,6 +76,19 @@ def _powers(own: Options, *, far: bool) -> dict[str, Any]:
     }
 
 
+def powers_to_read() -> dict[str, Any]:
+    """Of a container of our own that reads what desktops wrote: the right to read all files that it sees, no more."""
+    return {
+        "cap_drop": ["ALL"],
+        "cap_add": ["DAC_READ_SEARCH"],
+        "security_opt": [
+            "no-new-privileges:true",
+            f"seccomp={seccomp.program(user_namespaces=False, by_handle=False)}",
+        ],
+        "read_only": True,
+    }
+
+
 def _limits(profile: Profile, shm: int) -> dict[str, Any]:
     from docker.types import Ulimit
 
