@@ -20,7 +20,6 @@ OfLease = Annotated[
     str | None,
     typer.Option("--lease", metavar="LEASE", help="Only this lease's.", autocompletion=complete.leases),
 ]
-_NEWS = {"approval.asked", "approval.approved", "approval.denied", "approval.void", "approval.expired", "approval.used"}
 
 
 def register(root: typer.Typer) -> None:
@@ -68,7 +67,7 @@ async def _follow(wire: connect.Wire, after: int, lease: str | None) -> None:
     """A line for all that happens to approvals, from after this entry of the record."""
     output.flush()
     async for entry in connect.events(wire, after):
-        if entry["what"] in _NEWS and lease in (None, entry["lease"]):
+        if entry["what"].startswith("approval.") and lease in (None, entry["lease"]):
             facts = entry["facts"]
             about = (
                 f"{entry['at_iso']}  {facts['approval']}  {entry['what'].removeprefix('approval.')} by {entry['who']}"

@@ -8,6 +8,7 @@ of it, and a failure leaves the question open.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from cu_fleet.controller import pending
 from cu_fleet.controller.acting import Acting
@@ -27,10 +28,11 @@ from cu_fleet.model.approval import (
     Check,
     Kind,
     Scope,
+    as_of,
     digest,
 )
 from cu_fleet.model.desktop import Desktop
-from cu_fleet.model.errors import ConflictError, DeniedError, FleetError, InvalidError
+from cu_fleet.model.errors import DeniedError, FleetError, InvalidError
 from cu_fleet.model.lease import Lease, why_not
 from cu_fleet.model.names import new_id
 from cu_fleet.model.view import ApprovalView, approval_view
@@ -67,7 +69,7 @@ class Approving:
             check_on_screen(action, geometry.width, geometry.height, f"frame {frame}" if frame else "the view")
         meant = [geometry.meant(action) for action in actions]
         asked = self._new(Kind.ACTION, digest(meant, self.core.redaction_key), lease, who.who, within)
-        shown = tuple(action.model_dump(mode="json", exclude_none=True) for action in meant)
+        shown = tuple({"type": x.type, **x.model_dump(mode="json", exclude_defaults=True)} for x in meant)
         asked = asked.but(reason=reason, checks=tuple(checks), actions=shown, desktop=desktop.id)
         _check_readable(asked)
         picture = await self._picture(lease, desktop)
@@ -89,6 +91,7 @@ class Approving:
         return self.ask(tx, self._new(kind, subject, lease, "controller", within).but(reason=reason, facts=facts))
 
     def ask(self, tx: Tx, asked: Approval) -> Approval:
+        pending.expire(self.core, tx)
         same = pending.find(tx, asked)
         if same is None:
             pending.ask(self.core, tx, asked)
@@ -117,22 +120,27 @@ class Approving:
                 endpoint = None if actor.screen else await self.core.endpoint(desktop)
                 screen = actor.screen or await actor.connect(desktop, endpoint, _PICTURE_WITHIN)
                 return await self.acting.frames.keep(lease, await screen.frame(pointer=True), "approval")
-        except (FleetError, OSError, TimeoutError) as e:
+        except TimeoutError:
+            return "the desktop was busy"
+        except (FleetError, OSError) as e:
             return not_kept(e)
 
     # seeing
 
     async def listing(
-        self, who: Caller, *, everything: bool = False, lease_id: str | None = None
+        self, who: Caller, *, everything: bool = False, lease_id: str | None = None, limit: int = 1000
     ) -> list[ApprovalView]:
-        """What waits for a person, and with `everything` what was settled: all for an operator, an agent's own."""
+        """What waits for a person, and with `everything` what was settled: all for an operator, an agent's own.
+
+        Oldest first, the newest `limit` of them.
+        """
 
         def work(tx: Tx) -> list[ApprovalView]:
             equal: dict[str, object] = {} if everything else {"state": ApprovalState.WAITING}
             if lease_id or who.lease:
                 equal["lease"] = lease_id or who.lease
             found = [x for x in tx.find(Approval, **equal) if self._may_see(tx, who, x)]
-            return [approval_view(approval, self.core.now()) for approval in found]
+            return [approval_view(as_of(approval, self.core.now()), self.core.now()) for approval in found[-limit:]]
 
         return await self.core.read(work)
 
@@ -148,7 +156,7 @@ class Approving:
             await self.core.turned.heard(rings, left)
 
     def _seen(self, tx: Tx, who: Caller, approval_id: str) -> Approval:
-        approval = pending.get(tx, approval_id)
+        approval = pending.get(self.core, tx, approval_id)
         if not self._may_see(tx, who, approval):
             raise DeniedError(f"approval {approval_id} is not {who.who}'s", code="not_yours")
         return approval
@@ -172,26 +180,19 @@ class Approving:
         now = self.core.now()
 
         def work(tx: Tx) -> Approval:
-            approval = pending.get(tx, approval_id)
-            if approval.state in OPEN and approval.deadline <= now:
-                return pending.settle(self.core, tx, approval, ApprovalEvent.EXPIRE, "controller")
+            approval = pending.get(self.core, tx, approval_id)
             if scope not in SCOPES[approval.kind]:
                 allows = " or ".join(SCOPES[approval.kind])
                 what = f"what approval {approval_id} is about is allowed {allows}, not {scope.value}"
                 raise InvalidError(what, code="bad_scope")
             words: dict[str, object] = {"by": who.who, "answer": reason, "answered_at": now, "scope": scope}
-            if approve and approval.holds:
-                words["deadline"] = now + self.core.settings.approval_timeout
+            if approve:  # from now on it is its use that must not be late
+                use_by = now + self.core.settings.approval_timeout
+                words["deadline"] = use_by if approval.holds else max(use_by, approval.deadline)
             event = ApprovalEvent.APPROVE if approve else ApprovalEvent.DENY
             return pending.settle(self.core, tx, approval, event, who.who, **words)
 
         answered = await self.core.change(work)
-        if answered.state is ApprovalState.EXPIRED:
-            raise ConflictError(
-                f"approval {approval_id} waited for longer than it may: that was a no",
-                remedy="its asker has to ask anew",
-                code="approval_expired",
-            )
         if approve and not answered.holds:
             answered = await self._done(who, answered)
         return approval_view(answered, self.core.now())
@@ -203,20 +204,17 @@ class Approving:
         except BaseException as e:
             await asyncio.shield(self._failed(approval.id, who.who, e))
             raise
-        return await self.core.change(
-            lambda tx: pending.settle(
-                self.core, tx, pending.get(tx, approval.id), ApprovalEvent.USE, who.who, result=result
-            )
-        )
+        use = partial(pending.settle, self.core)
+        return await self.core.change(lambda tx: use(tx, approval, ApprovalEvent.USE, who.who, result=result))
 
     async def _failed(self, approval_id: str, by: str, error: BaseException) -> None:
         told: dict[str, object] = {"code": "interrupted", "detail": "it was broken off in the middle"}
         if isinstance(error, FleetError):
             told = {"code": error.code, "detail": str(error)}
-        await self.core.change(lambda tx: self._reopen(tx, pending.get(tx, approval_id), by, told))
+        await self.core.change(lambda tx: self._reopen(tx, tx.get(Approval, approval_id), by, told))
 
-    def _reopen(self, tx: Tx, approval: Approval, by: str, result: dict[str, object]) -> None:
-        if approval.state is ApprovalState.APPROVED:
+    def _reopen(self, tx: Tx, approval: Approval | None, by: str, result: dict[str, object]) -> None:
+        if approval and approval.state is ApprovalState.APPROVED:
             pending.settle(
                 self.core, tx, approval, ApprovalEvent.FAIL, by, by="", answer="", answered_at=None, result=result
             )
@@ -231,7 +229,7 @@ class Approving:
                 if not approval.holds:
                     self._reopen(tx, later, "controller", told)
 
-        await self.core.change(work)
+        await self.core.note(work)
 
 
 def _check_readable(asked: Approval) -> None:
