@@ -120,8 +120,6 @@ class Protocol:
     def feed(self, data: bytes) -> list[Event]:
         """What these bytes say. Raises BreachError at the first that may not be; then nothing follows."""
         self._packet += data
-        if self.held and len(self._packet) > _STEP:
-            raise BreachError("the viewer sends on without having been let in")
         start = 0
         try:
             while not self.held and len(self._packet) - start >= self._wanted:
@@ -132,6 +130,8 @@ class Protocol:
                 self._wanted = self._reading.send(block)
         finally:
             del self._packet[:start]
+        if self.held and len(self._packet) > _STEP:
+            raise BreachError("the viewer sends on without having been let in")
         events, self._events = self._events, []
         return events
 
