@@ -27,6 +27,7 @@ from cu_fleet.api import (
     snapshots,
     ui,
     watch,
+    worktrees,
 )
 from cu_fleet.api.direct import Direct, Operation
 from cu_fleet.api.guard import Guard
@@ -45,7 +46,22 @@ from cu_fleet.model.errors import FleetError
 if TYPE_CHECKING:
     from cu_fleet.controller import Controller
 
-_NOUNS = (leases, screen, watch, approvals, ui, frames, files, desktops, snapshots, people, profiles, record, service)
+_NOUNS = (
+    leases,
+    screen,
+    watch,
+    approvals,
+    worktrees,
+    ui,
+    frames,
+    files,
+    desktops,
+    snapshots,
+    people,
+    profiles,
+    record,
+    service,
+)
 _DIRECT: dict[tuple[str, str], Operation] = {("GET", "screenshot"): screen.screenshot, ("POST", "actions"): screen.act}
 _OPEN = frozenset({"/healthz"})  # needs no token
 

@@ -29,6 +29,7 @@ from cu_fleet.cli import (
     service,
     snapshot,
     watch,
+    worktree,
 )
 from cu_fleet.cli.errors import FleetGroup
 
@@ -44,6 +45,7 @@ GROUPS = (
     frames,
     cp,
     snapshot,
+    worktree,
     approval,
     mcp,
     codex,

@@ -334,7 +334,7 @@ class Worktrees:
         await in_thread(self.yard.wipe, self.yard.home(row))
 
         def work(tx: Tx) -> None:
-            after = moved(self.yard.get(tx, row.id), _E.REMOVED, size_bytes=0)
+            after = moved(self.yard.get(tx, row.id), _E.REMOVED)
             self.yard.put(tx, after, "gone", "controller", outcome=row.outcome)
 
         await self.core.change(work)
