@@ -136,7 +136,7 @@ def _document_errors(operation: dict[str, Any], *, everywhere: bool) -> None:
     if everywhere:
         answers.update({str(status): dict(words) for status, words in EVERYWHERE.items()})
     if "requestBody" in operation:
-        answers.update({str(status): dict(words) for status, words in raises(413).items()})
+        answers.update({str(status): dict(words) for status, words in raises(408, 413).items()})
     problem = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for status, words in answers.items():
         if status >= "400":

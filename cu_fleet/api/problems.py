@@ -109,6 +109,8 @@ def _place(loc: Sequence[str | int]) -> tuple[str, str]:
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """What the framework itself refuses: an unknown path or method, a body too large or not readable."""
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # what it says of a body that is neither text nor JSON
+        return answer(InvalidError("the body cannot be read", remedy="send a JSON object, in UTF-8", key="body"))
     said = error.detail if isinstance(error.detail, str) else HTTPStatus(error.status_code).phrase
     words = {
         404: f"there is nothing at {request.url.path}",
