@@ -15,7 +15,7 @@ from cu_fleet.controller.acting import Acting
 from cu_fleet.controller.actor import Actors
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.frames import Kept, not_kept
-from cu_fleet.controller.permit import allowed
+from cu_fleet.controller.permit import allowed, renew
 from cu_fleet.model.access import Agent, Caller, Role
 from cu_fleet.model.action import Action, check_on_screen
 from cu_fleet.model.approval import (
@@ -78,6 +78,7 @@ class Approving:
             now, _ = allowed(self.core, tx, who, lease_id, generation=desktop.generation)
             if refusal := why_not(now):  # a person who has taken over needs nobody's answer
                 raise refusal
+            renew(tx, now, who, self.core.now())
             facts: dict[str, object] = {"no_picture": picture} if isinstance(picture, str) else {}
             (sha256,) = self.acting.frames.note(tx, [picture]) if isinstance(picture, Kept) else (None,)
             return self.ask(tx, asked.but(facts=facts, frame=sha256))

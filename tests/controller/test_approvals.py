@@ -163,6 +163,18 @@ def test_the_clock_stands_still_until_the_last_answer(tmp_path: Path) -> None:
     run(body())
 
 
+def test_asking_is_an_action_of_the_agents_own_and_renews_its_lease(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with seated(tmp_path) as seat:
+            await seat.fleet.clock.advance(600)
+            one = await asked(seat, A)
+            await answer(seat, one.approval, True)
+            view = await seat.fleet.controller.lease(ANA, seat.lease)
+            assert view.remaining == view.ttl
+
+    run(body())
+
+
 def test_no_answer_in_time_is_a_no_and_no_use_in_time_too(tmp_path: Path) -> None:
     async def body() -> None:
         async with seated(tmp_path) as seat:
