@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 from cu_fleet.backends.base import Backend, Check, Place
-from cu_fleet.backends.docker import DockerBackend, Engine
+from cu_fleet.backends.docker import DockerBackend, DockerVncBackend, Engine
 from cu_fleet.backends.docker import images as docker_images
 from cu_fleet.backends.docker.images import Image
 from cu_fleet.backends.local import LocalBackend
@@ -134,7 +134,7 @@ async def open_store(settings: Settings, secret: bytes) -> Store:
 
 
 def backends_of(place: Place) -> dict[str, Backend]:
-    return {"docker": DockerBackend(place), "local": LocalBackend(place)}
+    return {"docker": DockerBackend(place), "docker-vnc": DockerVncBackend(place), "local": LocalBackend(place)}
 
 
 def place_of(settings: Settings, fleet: str) -> Place:

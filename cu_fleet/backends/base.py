@@ -36,6 +36,7 @@ class Endpoint:
     connect: Callable[[], Awaitable[socket.socket]]
     where: str  # for people
     password: str | None = None
+    helped: bool = True  # whether somebody of ours is inside, for what VNC cannot carry
     within: float | None = None  # seconds by which its server's own knowledge may be old, where that is known
 
 

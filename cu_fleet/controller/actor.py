@@ -131,7 +131,8 @@ class Actor:
                 code="wrong_size",
                 desktop=desktop.id,
             )
-        hands = Hands(screen, self.check, self._paste, self._extra, self._foreign)
+        paste, extra = (self._paste, self._extra) if endpoint.helped else (None, None)
+        hands = Hands(screen, self.check, paste, extra, self._foreign)
         hands.keyboard.paste_keys = "shift+insert"  # terminals know it too, with the text in both selections
         try:
             await hands.release_all()  # a button that an earlier connection of ours left down

@@ -48,14 +48,7 @@ def script(*, far: bool) -> str:
 
 def prepare(desk: Desk, spec: Spec, uid: int, template: Path | None) -> None:
     """Make the folders that the container sees; the slot is left as it is."""
-    desk.dir.mkdir(mode=0o711, parents=True, exist_ok=True)
-    folder = os.open(desk.dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        wipe(folder, desk.run.name)
-        wipe(folder, desk.init.name)
-    finally:
-        os.close(folder)
-    _own(desk.run, uid)
+    make_run(desk, uid)
     if not desk.slot.exists():
         _own(desk.slot, uid)
     os.mkfifo(desk.run / _STATUS, 0o600)
@@ -65,6 +58,18 @@ def prepare(desk: Desk, spec: Spec, uid: int, template: Path | None) -> None:
         write(desk.init / name, data)
     if spec.snapshot is None:
         write(desk.init / STATE, clean_state(template))
+
+
+def make_run(desk: Desk, uid: int) -> None:
+    """Begin with an empty folder for its sockets, and nothing of an earlier start."""
+    desk.dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+    folder = os.open(desk.dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        wipe(folder, desk.run.name)
+        wipe(folder, desk.init.name)
+    finally:
+        os.close(folder)
+    _own(desk.run, uid)
 
 
 def mark_far(desk: Desk) -> None:

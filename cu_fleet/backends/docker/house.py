@@ -17,6 +17,7 @@ from cu_fleet.backends.docker.layout import BOOT, DESKTOP, FLEET, MOST, SCREEN, 
 from cu_fleet.backends.docker.options import image, options
 from cu_fleet.backends.inside import template
 from cu_fleet.model.errors import ConflictError, UnavailableError
+from cu_fleet.model.profile import Profile
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -93,14 +94,17 @@ class House:
         for volume in (*desk.volumes, *([desk.slot_volume] if desk.far else [])):
             made = api.create_volume(volume, labels=self.layout.labels(desk.id))
             self._refuse_foreign("volume", volume, made.get("Labels"))
-        if spec.profile.network == "full":
-            api.create_network(desk.name, labels=self.layout.labels(desk.id), check_duplicate=True)
+        self.create_network(api, desk, spec.profile)
         labels = self.layout.labels(desk.id, **{BOOT: spec.boot, MOST: str(options(spec.profile).snapshot)})
         self._refuse_foreign_container(api, desk)
         polled = is_polled(self.image_of(api, image(spec.profile)))
         made = api.create_container(**walls.container(api, desk, spec, uid, labels, polled=polled))
-        self._insist(spec, made.get("Warnings") or [])
+        self._insist(spec.profile, made, require=options(spec.profile).require_limits)
         return str(made["Id"])
+
+    def create_network(self, api: APIClient, desk: Desk, profile: Profile) -> None:
+        if profile.network == "full":
+            api.create_network(desk.name, labels=self.layout.labels(desk.id), check_duplicate=True)
 
     def _refuse_foreign_container(self, api: APIClient, desk: Desk) -> None:
         if found := self._inspect(api, desk):
@@ -115,11 +119,12 @@ class House:
                 name=name,
             )
 
-    def _insist(self, spec: Spec, warnings: list[str]) -> None:
+    def _insist(self, profile: Profile, made: Mapping[str, Any], *, require: bool) -> None:
+        warnings: list[str] = made.get("Warnings") or []
         lacking = [said for said in warnings if "discard" in said.lower() and "swap" not in said.lower()]
-        if lacking and options(spec.profile).require_limits:
+        if lacking and require:
             raise UnavailableError(
-                f'profile "{spec.profile.name}" insists on its limits, which this engine cannot enforce: '
+                f'profile "{profile.name}" insists on its limits, which this engine cannot enforce: '
                 + "; ".join(lacking),
                 remedy="leave out options.require_limits, or mend the engine's machine",
                 code="no_limits",

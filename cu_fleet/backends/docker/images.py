@@ -75,7 +75,7 @@ async def build(engine: Engine, name: str, say: Say, base: str | None = None, *,
     try:
         say(f"trying a desktop of {recipe.image}")
         candidate = await engine.do(lambda api: image_of(api, recipe.candidate))
-        await prove(engine.host, recipe.candidate, say, polled=is_polled(candidate or {}))
+        await prove(engine.host, recipe.candidate, say, polled=bool(candidate and is_polled(candidate)))
         await engine.do(lambda api: _replace(api, recipe))
     finally:
         await engine.do(lambda api: _untag(api, recipe.candidate))

@@ -63,6 +63,11 @@ class Desk:
         return f"{self.name}-count"
 
     @property
+    def door(self) -> str:
+        """The name of the container through which the screen of an image that is not ours is reached."""
+        return f"{self.name}-door"
+
+    @property
     def slot_volume(self) -> str:
         """What a far one has for a slot."""
         return f"{self.name}-slot"
@@ -74,10 +79,10 @@ class Desk:
 
 
 class Layout:
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, backend: str = "docker") -> None:
         self.fleet = place.fleet
-        self.top = place.home / "docker"
-        self.uids = Uids(self.top / ".uids", f"{place.fleet}/docker")
+        self.top = place.home / backend
+        self.uids = Uids(self.top / ".uids", f"{place.fleet}/{backend}")
 
     @property
     def used(self) -> bool:
@@ -123,7 +128,7 @@ class Layout:
             names = {self.worker(snapshot), self.worker(snapshot, labels.get(DESKTOP, ""))}
         else:
             desk = self.desk(labels[DESKTOP])
-            names = {desk.name, desk.counting}
+            names = {desk.name, desk.counting, desk.door}
         return any(name.removeprefix("/") in names for name in one.get("Names") or ())
 
     def worker(self, snapshot: str, desktop: str = "") -> str:
@@ -131,8 +136,11 @@ class Layout:
         return "-".join(filter(None, ("cu-fleet", self.snapshot_name(snapshot), desktop)))
 
     def _sign(self, labels: Mapping[str, str]) -> str:
-        said = "\0".join(labels.get(name, "") for name in (FLEET, DESKTOP, SNAPSHOT))
-        return hmac.new(self._key(), said.encode(), hashlib.sha256).hexdigest()[:32]
+        return self.derived(*(labels.get(name, "") for name in (FLEET, DESKTOP, SNAPSHOT))).hex()[:32]
+
+    def derived(self, *words: str) -> bytes:
+        """What only this home can make of these words, and makes of them each time."""
+        return hmac.new(self._key(), "\0".join(words).encode(), hashlib.sha256).digest()
 
     def _key(self) -> bytes:
         path = self.top / "key"

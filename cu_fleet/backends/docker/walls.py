@@ -55,7 +55,7 @@ def container(
         },
         "host_config": api.create_host_config(
             mounts=_mounts(desk, profile), tmpfs=_memory(desk, uid),
-            **_powers(own, far=desk.far), **_limits(profile, own.shm),
+            **_powers(own, far=desk.far), **limits(profile, own.shm),
             network_mode=desk.name if profile.network == "full" else "none",
             log_config=short_log("1m"),
         ),
@@ -63,13 +63,14 @@ def container(
 
 
 def _powers(own: Options, *, far: bool) -> dict[str, Any]:
+    """Far, our own files lie in its system, which nobody inside can change either."""
+    return powers(user_namespaces=own.user_namespaces) | {"read_only": not far}
+
+
+def powers(*, user_namespaces: bool) -> dict[str, Any]:
     return {
         "cap_drop": ["ALL"],
-        "security_opt": [
-            "no-new-privileges:true",
-            f"seccomp={seccomp.program(user_namespaces=own.user_namespaces)}",
-        ],
-        "read_only": not far,  # there our own files lie in its system, which nobody inside can change either
+        "security_opt": ["no-new-privileges:true", f"seccomp={seccomp.program(user_namespaces=user_namespaces)}"],
         "ipc_mode": "private",
         "restart_policy": {"Name": "no"},
         "oom_score_adj": 200,
@@ -89,16 +90,16 @@ def powers_to_read() -> dict[str, Any]:
     }
 
 
-def _limits(profile: Profile, shm: int) -> dict[str, Any]:
+def limits(profile: Profile, shm: int) -> dict[str, Any]:
     from docker.types import Ulimit
 
-    limits = profile.limits
+    most = profile.limits
     return {
-        "mem_limit": limits.memory,
-        "memswap_limit": limits.memory,  # of both together: no swap
-        "pids_limit": limits.processes,
+        "mem_limit": most.memory,
+        "memswap_limit": most.memory,  # of both together: no swap
+        "pids_limit": most.processes,
         "cpu_period": _PERIOD,
-        "cpu_quota": max(1000, int(limits.cpus * _PERIOD)),
+        "cpu_quota": max(1000, int(most.cpus * _PERIOD)),
         "shm_size": shm,
         "ulimits": [Ulimit(name="core", soft=0, hard=0)],
     }
