@@ -22,8 +22,8 @@ from cu_fleet.guest.tunnel import MOST_WAITING, Mux, NonsenseError, Stream
 from cu_fleet.model.errors import FleetError, UnavailableError
 
 _COMMAND = ["/usr/bin/python3", "-I", "-S", f"{guest.SETUP}/tunnel.py"]
-_SECONDS = 20.0  # to begin one
-_AGAIN = 0.5  # seconds until the engine is tried again
+_SECONDS = 30.0  # to begin one
+PATIENCE = 10.0  # seconds that an engine out of reach is waited for
 _MOST_HEAD = 64 << 10
 _STDOUT = 1
 
@@ -47,17 +47,13 @@ class Tunnels:
         return found
 
     async def _begin(self, desk: Desk) -> "Tunnel":
-        """An engine that does not answer may be about to: it is tried for a while."""
         try:
             async with asyncio.timeout(_SECONDS):
-                while True:
-                    try:
-                        return await Tunnel.begin(self._engine, desk)
-                    except FleetError as e:
-                        if e.code != "no_engine":
-                            await self._explain(desk)
-                            raise
-                        await asyncio.sleep(_AGAIN)
+                return await Tunnel.begin(self._engine, desk)
+        except FleetError as e:
+            if e.code != "no_engine":
+                await self._explain(desk)
+            raise
         except TimeoutError:
             raise UnavailableError(
                 f"desktop {desk.id} cannot be reached through the Docker engine at {self._engine.host}",
@@ -93,10 +89,12 @@ class Tunnel(Mux):
 
     @classmethod
     async def begin(cls, engine: Engine, desk: Desk) -> "Tunnel":
-        made = await engine.do(lambda api: (api.exec_create(desk.name, _COMMAND, stdin=True)["Id"], api.api_version))
+        command = lambda api: (api.exec_create(desk.name, _COMMAND, stdin=True)["Id"], api.api_version)  # noqa: E731
+        made: tuple[str, str] = await engine.do_patiently(command, PATIENCE)
         reader, writer = await engine.dial()
         try:
-            await _upgrade(reader, writer, *made)
+            command, version = made
+            await upgrade(reader, writer, f"/v{version}/exec/{command}/start", {"Detach": False, "Tty": False})
         except BaseException:
             writer.close()
             raise
@@ -233,9 +231,10 @@ class Tunnel(Mux):
         await asyncio.wait({self._task})
 
 
-async def _upgrade(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, command: str, version: str) -> None:
-    body = json.dumps({"Detach": False, "Tty": False}).encode()
-    head = f"POST /v{version}/exec/{command}/start HTTP/1.1\r\nHost: docker\r\nContent-Type: application/json\r\n"
+async def upgrade(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, asked: object) -> None:
+    """Ask the engine for a stream, and return when this connection is it."""
+    body = json.dumps(asked).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: docker\r\nContent-Type: application/json\r\n"
     head += f"Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     try:
