@@ -7,7 +7,6 @@ for there is mostly one that exists. The same requests every time; TEST_EXAMPLES
 import itertools
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
