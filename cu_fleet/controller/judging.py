@@ -126,7 +126,7 @@ class Judging:
 
     def _ask(self, tx: Tx, row: Worktree, lease: Lease, found: Findings, review: Review) -> Approval:
         words = reviewing.words_of(found)
-        to = f"merge it into {row.into}" if row.into else "it has no branch that it may be merged into"
+        to = f"merge it into {row.into}" if row.into else f"commit it on {row.branch}, for a pull request"
         facts: dict[str, object] = {
             "worktree": row.id,
             "branch": row.branch,
@@ -193,23 +193,24 @@ class Judging:
             await self.yard.of(row, partial(_put_on_branch, row, tip))
             done = row.but(committed=tip)
             await self.core.change(lambda tx: self.yard.put(tx, done, "committed", who.who, commit=tip))
-        self.refuse_protected(row.into, row.branch)
-
-    def refuse_protected(self, into: str | None, branch: str | None = None) -> None:
-        if into is not None and not self.yard.protected(into):
-            return
-        why = f"{into} is a protected branch" if into else "it was given no branch to be merged into"
-        what = (
-            f"nothing was merged: {why}; the work is committed on {branch}" if branch else f"{why}: nothing is merged"
-        )
-        pull = f"git push -u origin {branch}, then open a pull request from it (gh pr create --head {branch})"
+        target = row.into or row.protected
+        why = f"{target} is a protected branch" if target else f"{row.base} is no branch, and no other was named"
         raise DeniedError(
-            what,
-            remedy=pull if branch else "choose another with --into BRANCH, or none",
+            f"nothing was merged: {why}; the work is committed on {row.branch}",
+            remedy=f"git push -u origin {row.branch}, then open a pull request from it, as by gh pr create",
             code="protected_branch",
-            into=into,
-            branch=branch,
+            into=target,
+            branch=row.branch,
         )
+
+    def refuse_protected(self, into: str) -> None:
+        if self.yard.protected(into):
+            raise DeniedError(
+                f"{into} is a protected branch: nothing is merged into it",
+                remedy="choose another with --into BRANCH, or none",
+                code="protected_branch",
+                into=into,
+            )
 
     def _prepared(self, row: Worktree, tip: str, who: Caller, repository: Repository) -> tuple[Commits, list[Place]]:
         """The commit that the target goes to. Nothing is changed by this."""

@@ -196,7 +196,7 @@ class Worktrees:
                 intent=ask.intent,
                 asked_by=who.who,
                 created_at=self.core.now(),
-                **plan.model_dump(include={"repository", "top", "base", "base_commit", "into"}),
+                **plan.model_dump(include={"repository", "top", "base", "base_commit", "into", "protected"}),
             )
             self.yard.put(tx, row, "asked", who.who, repository=row.repository, base=row.base, into=row.into)
             return row.id

@@ -75,6 +75,7 @@ class Worktree(Record):
     base_commit: str
     branch: str
     into: str | None = None  # the branch that it may be merged into
+    protected: str | None = None  # the branch it would be merged into, were that not protected
     intent: str = ""  # what the run is for
     asked_by: str
     created_at: float
