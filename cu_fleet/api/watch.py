@@ -120,7 +120,7 @@ class _WebWire:
     async def close(self, why: FleetError | None, *, at_once: bool) -> None:
         """The door cuts what has not been taken a moment later."""
         if not self._left:
-            await self._end(_REFUSED if why else _NORMAL, str(why or ""))
+            await self._end(_REFUSED if why else _NORMAL, why.what if why else "")
 
     async def _end(self, code: int, reason: str) -> None:
         self._left = True

@@ -45,7 +45,7 @@ TICKET_TTL = 60.0
 _MOST_TTL = 600.0
 _ENTER_WITHIN = 10.0  # seconds
 _WRONG = 1.0  # seconds that a wrong ticket costs
-_MOST_ENTERING = 8  # of one lease by one way, who have shown no ticket yet
+MOST_ENTERING = 8  # of one lease by one way, who have shown no ticket yet
 _MOST_WATCHERS = 32  # of one lease
 _GONE_WITHIN = 2.0  # seconds for a connection to be cut
 
@@ -136,7 +136,7 @@ class Watching:
     async def serve(self, lease_id: str, wire: Wire, way: str) -> None:
         """From its first byte to its last."""
         why: FleetError | None = None
-        at_once = self._entering[lease_id, way] >= _MOST_ENTERING or self.core.closing
+        at_once = self._entering[lease_id, way] >= MOST_ENTERING or self.core.closing
         try:
             if not at_once:
                 await self._come_in(lease_id, wire, way)
@@ -212,10 +212,10 @@ class Watching:
             name = await self._open(watcher, wire, protocol)
             await self._show(watcher, wire, protocol, name)
         except FleetError as e:
-            why = str(e)
+            why = e.what
             raise
         except _HadToGo as e:
-            why = str(e.why)
+            why = e.why.what
             raise
         finally:
             await asyncio.shield(self._leave(watcher, wire, why))

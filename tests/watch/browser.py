@@ -72,7 +72,7 @@ async def page(url: str, width: int = 1280, height: int = 800) -> AsyncIterator[
             port, path = active.read_text().split("\n")[:2]
             async with connect(f"ws://127.0.0.1:{port}{path}", max_size=1 << 26) as browser:
                 root = Page(browser)
-                target = await root.call("Target.createTarget", url=url, width=width, height=height)
+                target = await root.call("Target.createTarget", url=url)
                 where = f"ws://127.0.0.1:{port}/devtools/page/{target['targetId']}"
                 async with connect(where, max_size=1 << 26) as socket:
                     shown = Page(socket)
