@@ -261,6 +261,7 @@ class Fleet(_Blocking[client.Fleet]):
     renew = _waits(client.Fleet.renew)
     release = _waits(client.Fleet.release)
     pause = _waits(client.Fleet.pause)
+    watch = _waits(client.Fleet.watch)
     resume = _waits(client.Fleet.resume)
     take = _waits(client.Fleet.take)
     revoke = _waits(client.Fleet.revoke)
