@@ -88,8 +88,8 @@ def void(core: Core, tx: Tx, lease: Lease, by: str, why: str) -> Lease:
 
 
 def withdraw(core: Core, tx: Tx, kind: Kind, subject: str, by: str, why: str) -> None:
-    """What was asked is settled otherwise, or gone."""
-    for approval in tx.find(Approval, kind=kind, subject=subject, state=OPEN):
+    """What was asked is settled otherwise, or gone. One that is being done is settled by whoever does it."""
+    for approval in tx.find(Approval, kind=kind, subject=subject, state=ApprovalState.WAITING):
         settle(core, tx, approval, ApprovalEvent.VOID, by, by=by, answer=why)
 
 
