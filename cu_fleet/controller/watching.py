@@ -226,7 +226,7 @@ class Watching:
         def work(tx: Tx) -> str:
             lease = self._still(tx, watcher)
             opened(self.core, tx, watcher, lease)
-            return f"{lease.agent} · {lease.desktop_name or lease.desktop}{'' if watcher.control else ' (view only)'}"
+            return f"{lease.agent} on {lease.desktop_name or lease.desktop}{'' if watcher.control else ' (view only)'}"
 
         try:
             if len([x for x in self._watchers if x.lease == watcher.lease]) > _MOST_WATCHERS:
