@@ -377,6 +377,51 @@ def test_a_request_sent_twice_is_answered_twice_and_done_once(tmp_path: Path) ->
     run(body())
 
 
+def test_of_two_who_use_it_at_once_one_does(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with seated(tmp_path) as seat:
+            one = await asked(seat, A)
+            await answer(seat, one.approval, True)
+            results = await asyncio.gather(*(act(seat, one.approval, A) for _ in range(3)), return_exceptions=True)
+            codes = [x.code for x in results if isinstance(x, FleetError)]
+            assert codes == ["approval_used"] * 2
+            assert len(await seat.entries("act")) == 1
+
+    run(body())
+
+
+@pytest.mark.parametrize("landed", [False, True])
+def test_cancelled_while_it_is_used_it_is_used_up_only_with_an_intent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, landed: bool
+) -> None:
+    async def body() -> None:
+        async with seated(tmp_path) as seat:
+            one = await asked(seat, A)
+            await answer(seat, one.approval, True)
+            core, honest = seat.fleet.controller.core, seat.fleet.controller.core.change
+
+            async def cancelled(work: Any) -> Any:
+                if not landed:
+                    raise asyncio.CancelledError
+                await honest(work)
+                task.cancel()
+                await asyncio.sleep(0)
+
+            monkeypatch.setattr(core, "change", cancelled)
+            task = asyncio.create_task(act(seat, one.approval, A), name="test: act")
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            monkeypatch.undo()
+            results = [entry.result for entry in await seat.entries("act.done")]
+            assert (len(await seat.entries("act")), results) == (int(landed), ["interrupted"] * landed)
+            if landed:
+                await refused(seat, "approval_used", one.approval, A)
+            else:
+                assert (await act(seat, one.approval, A)).done[0].ok
+
+    run(body())
+
+
 @pytest.mark.parametrize("kills", [1, 2])
 def test_approvals_outlive_a_killed_controller(tmp_path: Path, kills: int) -> None:
     async def body() -> None:
