@@ -48,6 +48,14 @@ def test_what_is_brought_in_keeps_its_place_its_modes_and_its_links(
     assert members["./link"].linkname == "/nowhere"
 
 
+def test_the_fleets_own_home_is_never_brought_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "project/.fleet/desktops").mkdir(parents=True)
+    monkeypatch.setenv("CU_FLEET_HOME", str(tmp_path / "project/.fleet"))
+    for path in ("project", "project/.fleet", "project/.fleet/desktops"):
+        with pytest.raises(InvalidError, match="where the fleet keeps its secrets and its desktops"):
+            pack.to_bring([tmp_path / path])
+
+
 def test_what_is_too_much_not_there_or_unreadable_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
