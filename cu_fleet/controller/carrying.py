@@ -169,7 +169,7 @@ class _Walk:
         hide = [True] * len(names) if hidden else self.ignored(inside, _ignore_file(fd), names)
         for (name, found), hid in zip(names, hide, strict=True):
             with contextlib.suppress(FileNotFoundError):  # somebody still changes it: it counts as removed
-                self._one(fd, name, found, inside + b"/" + name if inside else name, depth, hid)
+                self._one(fd, name, found, _joined(inside, name), depth, hid)
 
     def _listed(self, fd: int, inside: bytes) -> Iterator[Name]:
         with os.scandir(fd) as entries:
@@ -181,7 +181,7 @@ class _Walk:
             if not inside and name in (MARK, b".git"):
                 continue
             if gits_own(name):
-                self._leave(inside + b"/" + name, "git keeps this name to itself; a repository inside is plain files")
+                self._leave(_joined(inside, name), "git keeps this name to itself; a repository inside is plain files")
                 continue
             with contextlib.suppress(FileNotFoundError):
                 yield name, os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -259,6 +259,10 @@ class _Walk:
 
     def _digest(self, data: bytes) -> bytes:
         return hashlib.new(self._hash, b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest().encode()
+
+
+def _joined(inside: bytes, name: bytes) -> bytes:
+    return inside + b"/" + name if inside else name
 
 
 def _ignore_file(folder: int) -> bytes:

@@ -18,6 +18,7 @@ from cu_fleet.controller.approving import Approving
 from cu_fleet.controller.carrying import size_of, take_in, write_out
 from cu_fleet.controller.core import folder
 from cu_fleet.controller.git import Owner
+from cu_fleet.controller.pending import withdraw
 from cu_fleet.controller.repository import Place, Repository
 from cu_fleet.controller.reviewing import Findings, Number, Review
 from cu_fleet.controller.yard import Yard
@@ -248,6 +249,8 @@ class Judging:
     async def go_on(self, row: Worktree) -> None:
         """A merge that was cut off: finished if the branch was moved, else not begun."""
         if await self.yard.of(row, partial(_finished, row)):
+            why = "it was merged when it was approved before"
+            await self.core.change(lambda tx: withdraw(self.core, tx, Kind.MERGE, row.id, "controller", why))
             await self._merged(row)
         else:
             after = moved(row, _E.FAIL, merge=None, by="", problem="the merge was cut off before anything was changed")

@@ -23,7 +23,7 @@ from cu_fleet.controller.pending import withdraw
 from cu_fleet.controller.repository import Repository, check_base
 from cu_fleet.controller.yard import Yard
 from cu_fleet.model.access import Caller
-from cu_fleet.model.approval import Kind
+from cu_fleet.model.approval import OPEN, Approval, Kind
 from cu_fleet.model.desktop import Desktop, Stage
 from cu_fleet.model.errors import ConflictError, FleetError, InvalidError, UnavailableError, UnsupportedError
 from cu_fleet.model.lease import Lease, LeaseState
@@ -63,9 +63,18 @@ class Worktrees:
     # the tasks
 
     async def start(self) -> None:
+        await self.core.change(self._withdraw)
         for row in await self.core.read(lambda tx: tx.find(Worktree, state=NOT_GONE)):
             self.poke(row.id)
         self._watching = asyncio.create_task(self._watch(), name="worktrees of leases that end")
+
+    def _withdraw(self, tx: Tx) -> None:
+        """Questions that were cut off after they had been dealt with wait for nobody."""
+        for approval in tx.find(Approval, kind=Kind.MERGE, state=OPEN):
+            row = tx.get(Worktree, approval.subject)
+            if row is None or row.outcome:
+                why = f"the worktree is {row.outcome if row else 'gone'}"
+                withdraw(self.core, tx, Kind.MERGE, approval.subject, "controller", why)
 
     async def close(self) -> None:
         tasks = [*self._tasks.values(), *([self._watching] if self._watching else [])]
