@@ -328,6 +328,7 @@ def asked(lease: str, reason: str, *actions: dict[str, object]) -> str:
         return fleet.open(lease).ask_approval([json.loads(SAVE), *actions], reason, checks=[check]).approval
 
 
+@pytest.mark.slow
 def test_what_agents_ask_is_seen_and_answered(tmp_path: Path) -> None:
     lease = acquire("payer")["lease"]
     assert done("approval", "list").out == "Nothing waits for an answer.\n"
@@ -362,6 +363,7 @@ def test_what_agents_ask_is_seen_and_answered(tmp_path: Path) -> None:
     done("lease", "release", lease)
 
 
+@pytest.mark.slow
 def test_a_no_has_its_reason_and_is_followed() -> None:
     lease = acquire("payer")["lease"]
     words = ("approval", "list", "--watch", "--lease", lease)

@@ -737,6 +737,7 @@ def test_a_person_is_asked_and_answers(tmp_path: Path) -> None:
     run(body())
 
 
+@pytest.mark.slow
 def test_whoever_waits_for_an_answer_outlives_the_controller(tmp_path: Path) -> None:
     async def body() -> None:
         async with running(tmp_path) as home, AsyncExitStack() as stack:

@@ -9,6 +9,7 @@ import pytest
 from cu_fleet.controller import pending
 from cu_fleet.controller.actor import Actor
 from cu_fleet.controller.pending import withdraw
+from cu_fleet.controller.worktrees import Worktrees
 from cu_fleet.model.access import Caller, Role
 from cu_fleet.model.action import parse_actions
 from cu_fleet.model.approval import Approval, Check, Kind, Scope
@@ -505,8 +506,9 @@ def test_a_merge_is_made_by_the_answer_that_allows_it(tmp_path: Path) -> None:
     run(body())
 
 
-def test_a_merge_that_is_cut_off_waits_for_an_answer_again(tmp_path: Path) -> None:
+def test_a_merge_that_is_cut_off_waits_for_an_answer_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body() -> None:
+        monkeypatch.setattr(Worktrees, "_withdraw", lambda *_: None)  # there is no worktree behind this question
         async with running(tmp_path) as fleet:
             view, merging = await fleet.granted("a"), Merging(fleet)
             one = await merging.ask(view.lease)
