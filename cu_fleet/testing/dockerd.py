@@ -60,7 +60,9 @@ def _data() -> str:
 class PrivateDocker:
     """`with PrivateDocker() as engine: backend = DockerBackend(place, engine.host)`"""
 
-    def __init__(self) -> None:
+    def __init__(self, listen: socket.socket | None = None, **options: str) -> None:
+        """Beside its unix socket it may serve a listening one of any network, and have further options of dockerd."""
+        self._listen, self._more = listen, options
         self.folder = Path(tempfile.mkdtemp(prefix="cf-docker-"))
         (self.folder / "data").mkdir()
         self._group = f"/{self.folder.name}"
@@ -120,15 +122,21 @@ class PrivateDocker:
             "--cgroup-parent": self._group,
             "--bridge": "none",
             "--storage-driver": "overlay2",
+            **{f"--{name.replace('_', '-')}": value for name, value in self._more.items()},
         }
+        words = ["dockerd", *(f"{name}={value}" for name, value in options.items())]
+        if self._listen:  # handed over as systemd does it
+            take = f'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&{self._listen.fileno()}'
+            words = ["bash", "-c", take, "bash", *words, "--host=fd://"]
         (self.folder / "pid").unlink(missing_ok=True)
         with (self.folder / "log").open("ab") as log:
             self._engine = subprocess.Popen(
-                self.beside("dockerd", *(f"{name}={value}" for name, value in options.items())),
+                self.beside(*words),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env={"PATH": _PATH},
+                pass_fds=[self._listen.fileno()] if self._listen else [],
             )
         self._await_answer(time.monotonic() + DEADLINE)
 

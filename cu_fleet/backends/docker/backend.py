@@ -25,7 +25,7 @@ from cu_fleet.backends.base import (
     Spec,
     Usage,
 )
-from cu_fleet.backends.docker import begin, checks
+from cu_fleet.backends.docker import begin, checks, tunnel
 from cu_fleet.backends.docker.disk import Counting
 from cu_fleet.backends.docker.far import FarSlot
 from cu_fleet.backends.docker.house import House, is_polled
@@ -182,7 +182,8 @@ class DockerBackend:
         desk = self.desk(handle)
         if not desk.dir.exists():
             return None
-        running = await self.house.engine.do(lambda api: self.house.running(api, desk))
+        patience = tunnel.PATIENCE if desk.far else 0.0
+        running = await self.house.engine.do_patiently(lambda api: self.house.running(api, desk), patience)
         if running is None:
             return None
 
@@ -194,7 +195,8 @@ class DockerBackend:
                 raise
 
         within = X11VNC_WITHIN if is_polled(running) else None
-        return Endpoint(connect, f"the screen's own socket in {desk.run}", within=within)
+        where = f"{self.house.engine.host}, {desk.name}" if desk.far else f"the screen's own socket in {desk.run}"
+        return Endpoint(connect, where, within=within)
 
     async def found(self) -> list[Found]:
         if not self.house.layout.used:

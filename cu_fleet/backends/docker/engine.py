@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _AT_ONCE, _SLOW_AT_ONCE = 8, 2
 _SECONDS = 60  # for one answer of the engine
+_OLDEST = "1.24"  # of the engine's protocols, to ask for the newest
+_AGAIN = 0.5  # seconds until it is asked again
 _FULL = "no space left on device"
 _LOCAL = "unix:///var/run/docker.sock"
 
@@ -88,6 +90,18 @@ class Engine:
             await asyncio.wait([future])
             future.exception()  # seen, so that the loop does not complain of it
             raise
+
+    async def do_patiently(self, work: Callable[[APIClient], T], seconds: float) -> T:
+        """The same over a network, which may be about to come back: tried anew for this long while nobody answers."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while True:
+            try:
+                return await self.do(work)
+            except UnavailableError as e:
+                if e.code != "no_engine" or loop.time() > until:
+                    raise
+            await asyncio.sleep(_AGAIN)
 
     def now(self, work: Callable[[APIClient], T]) -> T:
         """Run `work` with a client, in this thread, which may block."""
@@ -186,7 +200,10 @@ def _connect(address: Address, path: str | None) -> APIClient:
     from docker import APIClient
 
     url, tls = (f"unix://{path}", None) if path else (address.host, address.tls)
-    return APIClient(url, version="auto", timeout=_SECONDS, max_pool_size=1, tls=tls or False)
+    client = APIClient(url, version=_OLDEST, timeout=_SECONDS, max_pool_size=1, tls=tls or False)
+    client.trust_env = False  # or certificates and proxies meant for the web would be taken for the engine, too
+    client._version = client._retrieve_server_version()  # type: ignore[attr-defined]  # noqa: SLF001
+    return client
 
 
 def image_of(api: APIClient, name: str) -> dict[str, Any] | None:

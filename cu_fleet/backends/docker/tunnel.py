@@ -89,11 +89,11 @@ class Tunnel(Mux):
 
     @classmethod
     async def begin(cls, engine: Engine, desk: Desk) -> "Tunnel":
-        command = lambda api: (api.exec_create(desk.name, _COMMAND, stdin=True)["Id"], api.api_version)  # noqa: E731
-        made: tuple[str, str] = await engine.do_patiently(command, PATIENCE)
+        command, version = await engine.do_patiently(
+            lambda api: (api.exec_create(desk.name, _COMMAND, stdin=True)["Id"], api.api_version), PATIENCE
+        )
         reader, writer = await engine.dial()
         try:
-            command, version = made
             await upgrade(reader, writer, f"/v{version}/exec/{command}/start", {"Detach": False, "Tty": False})
         except BaseException:
             writer.close()
