@@ -114,6 +114,7 @@ class Broadcast:
         """This viewer has just moved the pointer: it need not be shown it."""
         if self._screen:
             self._pointer, self._mover = self._screen.pointer, by
+            self._tell(lambda follower: follower.changed(0))
 
     def pointer_for(self, follower: Follower | None) -> Pointer | None:
         """The pointer as it must be painted for this viewer, if it must."""
