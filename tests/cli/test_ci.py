@@ -36,7 +36,7 @@ def test_every_command_in_it_is_real(name: str, pytestconfig: pytest.Config) -> 
     for words in ours:
         own, program = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
         path = next(path for path in COMMANDS if own[: len(path.split())] == path.split())
-        COMMANDS[path].make_context(path, own[len(path.split()) :] + program).close()  # refuses what it does not know
+        COMMANDS[path].make_context(path, words[len(path.split()) :]).close()  # refuses what it does not know
         if program[:1] == ["pytest"]:
             _, unknown = pytestconfig._parser.parse_known_and_unknown_args(program[1:])  # noqa: SLF001 - no other way
             assert unknown == []
