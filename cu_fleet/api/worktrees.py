@@ -21,21 +21,21 @@ DIFF: Answers = {200: {"content": {"text/plain": {}}, "description": "A unified 
 ASKED = {"repository": "/home/ana/project", "base": "main", "into": "next", "intent": "mend the date picker"}
 
 
-class Plan(WorktreeAsk):
+class PlanWorktree(WorktreeAsk):
     model_config = example(**ASKED)
 
 
-class Make(WorktreeAsk):
+class MakeWorktree(WorktreeAsk):
     model_config = example(lease="ls_3k9m2c7d1x", **ASKED)
     lease: str = Field(max_length=100, description="Whose desktop's slot it lies in, until that lease is over.")
 
 
-class Why(Value):
+class Merge(Value):
     model_config = example(reason="reads well")
     reason: Reason = ""
 
 
-class Prune(Value):
+class PruneWorktrees(Value):
     model_config = example(older="7d")
     older: Seconds = Field(0.0, description="Only what has waited for so long: seconds, or '7d'.")
 
@@ -46,13 +46,13 @@ class Worktrees(Value):
 
 
 @router.post("/plan", summary="Plan a worktree", responses=raises(404, 409, 408))
-async def plan(at: At, body: Plan) -> WorktreePlan:
+async def plan(at: At, body: PlanWorktree) -> WorktreePlan:
     """What it would be, and what would become of it; nothing is made. Needs an admin, as making one does."""
     return await at.fleet.plan_worktree(at.who, WorktreeAsk(**body.model_dump()))
 
 
 @router.post("", summary="Make a worktree", status_code=201, responses=raises(404, 409, 501, 408))
-async def make(at: At, body: Make) -> WorktreeView:
+async def make(at: At, body: MakeWorktree) -> WorktreeView:
     """A folder on a new branch, in the slot of the lease's desktop. When the lease ends, whatever the end, it is taken
     out: removed if nothing was changed, else kept, checked and put before a person.
     """
@@ -96,9 +96,9 @@ async def diff(worktree: WorktreeId, at: At) -> PlainTextResponse:
 
 
 @router.post("/{worktree}/merge", summary="Merge a worktree", responses=raises(404, 409, 408))
-async def merge(worktree: WorktreeId, at: At, body: Why | None = None) -> WorktreeView:
+async def merge(worktree: WorktreeId, at: At, body: Merge | None = None) -> WorktreeView:
     """A person's yes: committed in the agent's name and merged, or refused with nothing changed."""
-    return await at.fleet.merge_worktree(at.who, worktree, (body or Why()).reason)
+    return await at.fleet.merge_worktree(at.who, worktree, (body or Merge()).reason)
 
 
 @router.delete("/{worktree}", summary="Discard a worktree", responses=raises(404, 409))
@@ -108,7 +108,7 @@ async def discard(worktree: WorktreeId, at: At) -> WorktreeView:
 
 
 @router.post("/prune", summary="Discard old worktrees", responses=raises(409))
-async def prune(at: At, body: Prune | None = None) -> Worktrees:
+async def prune(at: At, body: PruneWorktrees | None = None) -> Worktrees:
     """All that have waited for a person for so long; how much of the disk that frees is told."""
-    found = await at.fleet.prune_worktrees(at.who, older=(body or Prune()).older)
+    found = await at.fleet.prune_worktrees(at.who, older=(body or PruneWorktrees()).older)
     return Worktrees(worktrees=found, size_bytes=sum(one.size_bytes for one in found))
