@@ -3,6 +3,7 @@
 Codex comes from the npm registry, once, into the Python environment that the tests run in.
 """
 
+import base64
 import json
 import os
 import shutil
@@ -48,6 +49,7 @@ class Thread:
 
     tools: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)  # texts of the tools' answers, with `[image]` for each picture
+    pictures: list[bytes] = field(default_factory=list)  # all that it was shown
 
 
 class Model:
@@ -94,7 +96,9 @@ class Model:
     def answer(self, name: str, asked: dict[str, Any]) -> str:
         thread = self.threads.setdefault(name, Thread())
         thread.tools = [x["name"] for t in asked["tools"] if t.get("name") in (DESKTOP, OWN) for x in t["tools"]]
-        thread.answers = [_text(x["output"]) for x in asked["input"] if x.get("type") == "function_call_output"]
+        outputs = [x["output"] for x in asked["input"] if x.get("type") == "function_call_output"]
+        thread.answers = [_text(output) for output in outputs]
+        thread.pictures = [picture for output in outputs for picture in _pictures(output)]
         number, script = len(thread.answers), self.scripts[name]
         item: dict[str, Any] = {"type": "message", "role": "assistant", "id": "m", "content": _SAID}
         if number < len(script):
@@ -122,6 +126,11 @@ def _text(output: Any) -> str:
     if isinstance(output, str):
         return output
     return "\n".join("[image]" if part["type"] == "input_image" else part["text"] for part in output)
+
+
+def _pictures(output: Any) -> list[bytes]:
+    parts = [] if isinstance(output, str) else output
+    return [base64.b64decode(x["image_url"].partition(",")[2]) for x in parts if x["type"] == "input_image"]
 
 
 @dataclass
