@@ -46,8 +46,8 @@ install() {
     local ssh=() code
     PATH=$PATH:/usr/sbin command -v sshd >/dev/null || ssh=(openssh-server)
     examples/install.sh --extra dev at-spi2-core busybox-static chromium fonts-dejavu-core gir1.2-gtk-3.0 iproute2 \
-      iptables mmdebstrap mousepad novnc openssh-client postgresql procps python3-gi python3-pyqt5 python3-tk qemu-system-x86 \
-      tigervnc-viewer x11-xserver-utils x11vnc xclip xterm xvfb "${engine[@]}" "${node[@]}" "${ssh[@]}"
+      iptables mmdebstrap mousepad novnc openssh-client postgresql procps python3-gi python3-pyqt5 python3-tk \
+      qemu-system-x86 tigervnc-viewer x11-xserver-utils x11vnc xclip xterm xvfb "${engine[@]}" "${node[@]}" "${ssh[@]}"
     code=$?
     # The tests start their own; nobody asked for one that the network reaches.
     [ ${#ssh[@]} = 0 ] || systemctl disable --now ssh >/dev/null 2>&1

@@ -20,6 +20,7 @@ PROMISED = {
     "lease pause": {"--reason"},
     "lease resume": set(),
     "lease take": {"--reason"},
+    "lease watch": {"--control", "--web", "--open", "--for"},
     "lease revoke": {"--bar", "--reason", "--snapshot"},
     "lease reassign": {"--to", "--clean", "--as-is"},
     "desktop list": set(),
