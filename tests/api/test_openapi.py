@@ -25,7 +25,7 @@ PUT /v1/desktops/{desktop}/exec/{command}/input;
 POST /v1/desktops/{desktop}/freeze; POST /v1/desktops/{desktop}/thaw; GET /v1/desktops/{desktop}/logs;
 POST /v1/desktops/{desktop}/snapshots; GET /v1/snapshots; POST /v1/snapshots/{snapshot}/restore;
 DELETE /v1/snapshots/{snapshot}; GET /v1/frames; GET /v1/frames/{sha256}; POST /v1/frames/prune;
-POST /v1/leases/{lease}/approvals; GET /v1/approvals; GET /v1/approvals/{approval};
+POST /v1/leases/{lease}/watch; POST /v1/leases/{lease}/approvals; GET /v1/approvals; GET /v1/approvals/{approval};
 POST /v1/approvals/{approval}/approve; POST /v1/approvals/{approval}/deny;
 POST /v1/worktrees/plan; POST /v1/worktrees; GET /v1/worktrees; GET /v1/worktrees/{worktree};
 GET /v1/worktrees/{worktree}/summary; GET /v1/worktrees/{worktree}/diff; POST /v1/worktrees/{worktree}/merge;
@@ -79,12 +79,12 @@ def test_every_way_is_described_and_has_its_errors_as_problems(document: dict[st
 
 
 def test_every_body_has_an_example_that_fits_it(document: dict[str, Any]) -> None:
-    from cu_fleet.api import approvals, desktops, frames, leases, people, screen, snapshots, worktrees
+    from cu_fleet.api import approvals, desktops, frames, leases, people, screen, snapshots, watch, worktrees
     from cu_fleet.model.request import Acquire
 
     models = {
         kind.__name__: kind
-        for module in (approvals, desktops, frames, leases, people, screen, snapshots, worktrees)
+        for module in (approvals, desktops, frames, leases, people, screen, snapshots, watch, worktrees)
         for kind in vars(module).values()
         if isinstance(kind, type) and hasattr(kind, "model_validate")
     } | {"Acquire": Acquire}
