@@ -5,6 +5,7 @@ in its environment. What cannot be seen from here is said to be so.
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from cu_fleet.model.errors import UnavailableError
@@ -48,7 +49,7 @@ def told(words: Sequence[str], env: Mapping[str, str], offered: Sequence[str], n
 def sandbox(words: Sequence[str]) -> str | None:
     """What Codex's own words say of its sandbox; None if they say nothing."""
     found: str | None = None
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip_longest(words, words[1:], fillvalue=""):
         if word in ("-s", "--sandbox"):
             found = following
         elif word.startswith("--sandbox="):
