@@ -42,7 +42,7 @@ async def starting(stage: Stage) -> AsyncGenerator[Figure, None]:
             cold, desktop = await timed(lease(at))
             ours.append(cold)
             await asyncio.sleep(REST)
-            back.append(await _rolled_back(at, desktop.lease))
+            back.append(await rolled_back(at, desktop.lease))
             await at.fleet.remove_desktop(str(desktop.lease.desktop))
     cold_series = milliseconds(ours[1:], "a lease of a desktop that does not exist yet, until its first frame is seen")
     bare_series = milliseconds(theirs[1:], "bwrap Xvnc until its first frame")
@@ -69,7 +69,7 @@ async def granting(stage: Stage) -> AsyncGenerator[Figure, None]:
     yield Figure("warm-grant", milliseconds(grants[1:], "a lease of a desktop that stands ready"), most=10)
 
 
-async def _rolled_back(at: House, held: LeaseView) -> float:
+async def rolled_back(at: House, held: LeaseView) -> float:
     """Release it; the seconds until the record says that its desktop is ready."""
     last = int((await at.fleet.status())["audit"]["entries"])
     began = time.perf_counter()
