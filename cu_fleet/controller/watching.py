@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 TICKET_TTL = 60.0
 _MOST_TTL = 600.0
 _ENTER_WITHIN = 10.0  # seconds
-_WRONG = 1.0  # seconds that a wrong ticket costs
+WRONG = 1.0  # seconds that a wrong ticket costs
 MOST_ENTERING = 8  # of one lease by one way, who have shown no ticket yet
 _MOST_WATCHERS = 32  # of one lease
 _GONE_WITHIN = 2.0  # seconds for a connection to be cut
@@ -182,7 +182,7 @@ class Watching:
         assert isinstance(event, Answered)  # nothing else is read before it
         ticket = self.tickets.redeem(lease_id, protocol.challenge, event.response)
         if ticket is None:
-            await asyncio.sleep(_WRONG)
+            await asyncio.sleep(WRONG)
         return ticket
 
     async def _next(self, wire: Wire, protocol: Protocol) -> tuple[Event, list[Event]]:
@@ -202,7 +202,7 @@ class Watching:
 
     async def _refuse(self, wire: Wire, protocol: Protocol, why: str) -> None:
         protocol.refuse(why)
-        async with asyncio.timeout(_WRONG):
+        async with asyncio.timeout(WRONG):
             await self._flush(wire, protocol)
 
     async def _watch(self, watcher: Watcher, wire: Wire, protocol: Protocol) -> None:

@@ -154,7 +154,7 @@ def test_a_pointer_without_alpha_has_its_shape() -> None:
 rects = st.tuples(*[st.integers(0, 700)] * 4)
 
 
-@settings(max_examples=200)
+@settings(max_examples=50)
 @given(st.integers(1, 5000), st.integers(1, 700), st.lists(rects, max_size=6))
 def test_a_region_holds_its_rectangles_and_comes_in_pieces_that_fit(
     width: int, height: int, damage: list[tuple[int, int, int, int]]

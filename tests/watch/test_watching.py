@@ -26,6 +26,11 @@ BOB = Caller(operator="bob", role=Role.OPERATOR)
 EVE = Caller(operator="eve", role=Role.OBSERVER)
 
 
+@pytest.fixture(autouse=True)
+def _no_time_to_lose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "WRONG", 0.05)
+
+
 @asynccontextmanager
 async def leased(home: Path, **more: Any) -> AsyncIterator[tuple[Fleet, LeaseView]]:
     fleet = Fleet(home, **more)
