@@ -140,8 +140,10 @@ class Approving:
             equal: dict[str, object] = {} if everything else {"state": ApprovalState.WAITING}
             if lease_id or who.lease:
                 equal["lease"] = lease_id or who.lease
-            found = [x for x in tx.find(Approval, **equal) if self._may_see(tx, who, x)]
-            return [approval_view(as_of(approval, self.core.now()), self.core.now()) for approval in found[-limit:]]
+            now = self.core.now()
+            found = [as_of(x, now) for x in tx.find(Approval, **equal) if self._may_see(tx, who, x)]
+            wanted = [x for x in found if everything or x.state is ApprovalState.WAITING]
+            return [approval_view(approval, now) for approval in wanted[-limit:]]
 
         return await self.core.read(work)
 

@@ -297,10 +297,10 @@ def test_without_the_operators_yes_nothing_is_done(tmp_path: Path) -> None:
             assert await controller.approvals(ANA) == []
             answering = asyncio.create_task(Computer(d.desktop).answer(asked), name="test: answer")
             await waiting(d)
+            assert not d.struck()
             await controller.revoke(ANA, d.desktop.id, reason="enough")
             with pytest.raises(LeaseOverError, match="enough"):
                 await answering
-            assert not d.struck()
 
     run(body())
 

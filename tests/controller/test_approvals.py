@@ -208,6 +208,7 @@ def test_the_moment_of_a_deadline_decides_not_when_it_is_noticed(
             monkeypatch.setattr(seat.fleet.controller.core, "now", lambda: now + 700)  # before anything expires it
             with pytest.raises(ConflictError, match="was not answered in time"):
                 await answer(seat, one.approval, True)
+            assert await seat.fleet.controller.approvals(ANA) == []
             await refused(seat, "approval_expired", two.approval, B)
 
     run(body())
