@@ -5,6 +5,7 @@ anything else is found by its own name.
 """
 
 import asyncio
+import fcntl
 import os
 import tarfile
 import threading
@@ -63,6 +64,7 @@ class Packed:
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         reading, writing = os.pipe2(os.O_CLOEXEC)
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _CHUNK)
         packing = threading.Thread(target=self._pack, args=(writing,), name="pack files", daemon=True)
         packing.start()
         try:

@@ -21,12 +21,13 @@ from cu_fleet.cli.acquire import acquire
 from cu_fleet.cli.holding import END_WITHIN, FROM_KEYBOARD, give_back, renew
 from cu_fleet.cli.pack import Packed
 from cu_fleet.cli.slot import look
-from cu_fleet.model.errors import FleetError, UnavailableError
+from cu_fleet.model.errors import FleetError, LeaseOverError, UnavailableError
 
 TTL = 60.0  # seconds; renewed while this process lives, and soon over should it be killed
 LINGER = 1.0  # seconds that what the command left running may hold on to its output
 WORK = "work"  # the folder below the desktop's home that what we bring lies in
 OUT = "out"  # below ~/Shared: what comes back
+_TAKEN_AWAY = ("revoked", "expired", "reassigned", "lost")
 _LONGEST = 64 << 10  # bytes of a line that waits for its end
 _BEGIN = 'f=$1; cd "$HOME/$2" || exit; shift 2; echo $$ >"$f" && exec "$@"'
 _SIGNAL = 'kill -s "$1" -- -"$(cat "$2")"'
@@ -99,7 +100,8 @@ class Worker:
             await self._leased(work)
         except FleetError as error:
             output.complain(f"{self._name}{error.what}", error.remedy)
-            self.told |= {"exit": error.exit_code, "error": error.code, "message": error.what}
+            code = LeaseOverError.exit_code if self.told["state"] in _TAKEN_AWAY else error.exit_code
+            self.told |= {"exit": code, "error": error.code, "message": error.what}
         except asyncio.CancelledError:
             if self._signal is None and not self._given_up:
                 raise

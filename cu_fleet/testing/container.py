@@ -90,10 +90,14 @@ class DesktopContainer(DockerContainer):
         self.image = self._found()
         self._configure()
         label = self._name or "desktop"
-        self._container = self._created(label)
-        self._container.put_archive("/", contained.archive(self._profile, label))
-        self._loop = Loop()
-        self._room = self._loop.run(contained.Room.open(self._engine, self.get_container_id()))
+        try:
+            self._container = self._created(label)
+            self._container.put_archive("/", contained.archive(self._profile, label))
+            self._loop = Loop()
+            self._room = self._loop.run(contained.Room.open(self._engine, self.get_container_id()))
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def _created(self, label: str) -> Any:

@@ -14,6 +14,8 @@ Leases are given back whatever ends a test. Those of a worker that crashed its c
 in a folder while it is held; those of a pytest that was killed are over within a minute.
 """
 
+from __future__ import annotations  # names of newer versions of pytest than this one may be
+
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -58,7 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def _cu_fleet_house(pytestconfig: pytest.Config) -> "Iterator[House]":
+def _cu_fleet_house(pytestconfig: pytest.Config) -> Iterator[House]:
     from cu_fleet.testing.leased import House
 
     worker = getattr(pytestconfig, "workerinput", {})
@@ -71,7 +73,7 @@ def _cu_fleet_house(pytestconfig: pytest.Config) -> "Iterator[House]":
 
 
 @pytest.fixture
-def desktop(request: pytest.FixtureRequest) -> "Iterator[Leased]":
+def desktop(request: pytest.FixtureRequest) -> Iterator[Leased]:
     """A desktop of cu-fleet: the blocking client's, with `exec` for commands inside."""
     from cu_fleet.model.errors import FleetError
 
@@ -120,7 +122,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         _tell(item, report, leased)
 
 
-def _tell(item: pytest.Item, report: pytest.TestReport, leased: "Leased") -> None:
+def _tell(item: pytest.Item, report: pytest.TestReport, leased: Leased) -> None:
     """What its desktop showed and said, beside the test's report, and where it is, in that."""
     from cu_fleet.testing.evidence import collect
 

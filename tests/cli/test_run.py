@@ -142,13 +142,13 @@ def test_a_command_finds_its_files_its_screen_and_its_input_and_answers_with_its
     put = ("--put", str(house.folder / "sub"), "--env", "GREETING=hello")
     ended = house.run(*put, "--", "sub/go", stdin=b"fed\n")
     assert (ended.code, ended.out) == (3, "/home/agent/work\n:0 hello\nfed\n")
-    assert ended.err.splitlines()[1:] == ["bad"]
+    assert ended.err.splitlines()[-1] == "bad"
     left = house.run(
         "--bare", "--keep-artifacts", str(tmp_path / "art"), "--", "sh", "-c", f"{OUT}; sleep 600 & exit 4"
     )
     assert left.code == 4, "and what it left running held nothing up"
     assert (tmp_path / "art/result").read_text() == "0 of 1\n"
-    assert house.run("--bare", "--", "xprop", "-root", "-len", "4").code == 0, "a program that needs the screen"
+    assert house.run("--bare", "--", "xset", "q").code == 0, "a program that needs the screen"
     assert house.run("--bare", "--timeout", "0.5s", "--", "sleep", "60").code == 4
     assert house.leases() == []
 
