@@ -4,6 +4,7 @@ The socket lies in a folder that only its owner may enter. The kernel chooses th
 """
 
 import asyncio
+import logging
 import socket
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from cu_fleet.controller.core import folder
 from cu_fleet.watch.viewer import Wire
 from cu_fleet.watch.wires import StreamWire
 
+log = logging.getLogger(__name__)
 _LONGEST_PATH = 107  # bytes of a unix socket's address
 _BACKLOG = 16
 
@@ -74,9 +76,19 @@ class Listening:
             task = asyncio.ensure_future(serving)
             task.set_name(f"viewer of {lease} ({way})")
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._served)
 
         return accept
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception():
+            log.error("%s failed", task.get_name(), exc_info=task.exception())
+
+    def clear(self) -> None:
+        """Remove the sockets that a killed controller left."""
+        for left in self._home.glob("*.sock"):
+            left.unlink(missing_ok=True)
 
     async def keep(self, leases: Collection[str]) -> None:
         """Close the ways to all others."""

@@ -24,7 +24,7 @@ from cu_fleet.controller.inside import Inside
 from cu_fleet.controller.permit import allowed
 from cu_fleet.controller.watchers import Watcher, open_input
 from cu_fleet.model.audit import redacted
-from cu_fleet.model.errors import FleetError, UnsupportedError
+from cu_fleet.model.errors import FleetError, UnavailableError, UnsupportedError
 from cu_fleet.model.keys import name_of, prints
 from cu_fleet.model.lease import Control
 from cu_fleet.rfb.hands import Hands
@@ -34,7 +34,7 @@ from cu_fleet.watch.protocol import Brought, Keyed, Pointed, Wants
 _MOST_EVENTS = 512  # that wait
 _BEFORE_SYNC = 32  # events sent before the screen's server has to catch up
 _LINGER = 0.3  # seconds without an event that end a burst
-_LONGEST = 5.0  # seconds after which somebody else gets a turn
+_LONGEST = 3.0  # seconds after which somebody else gets a turn
 _HELD = 20.0  # seconds of holding something down while the agent waits
 _MOST_PRESSES = 32  # on record one by one
 _BUTTONS = ("left", "middle", "right")
@@ -107,10 +107,16 @@ class Steering:
             self._give(Keyed(keysym, down))
 
     def point(self, x: int, y: int, buttons: int) -> None:
-        last = self._events[-1] if self._events else None
-        if isinstance(last, Pointed) and last.buttons == buttons:
+        event = Pointed(x, y, buttons & _ALL_BUTTONS)
+        if self._moves_on(event.buttons):
             self._events.pop()
-        self._give(Pointed(x, y, buttons & _ALL_BUTTONS))
+        self._give(event)
+
+    def _moves_on(self, buttons: int) -> bool:
+        """Whether what waits last was a mere movement too: then that place does not matter any more."""
+        last = self._events[-1] if self._events else None
+        before = self._events[-2] if len(self._events) > 1 else Pointed(0, 0, self._buttons)
+        return all(isinstance(event, Pointed) and event.buttons == buttons for event in (last, before))
 
     def put_text(self, text: str) -> None:
         self._events = deque(event for event in self._events if not isinstance(event, Brought))
@@ -145,21 +151,25 @@ class Steering:
             await asyncio.shield(self._leave())
 
     async def _next(self) -> None:
-        try:
-            match self._events[0]:
-                case Brought(text):
-                    self._events.popleft()
-                    await self.inside.clipboard_set(self.watcher.who, self.watcher.lease, text)
-                case Wants():
-                    self._events.popleft()
-                    self._bring(await self.inside.clipboard_get(self.watcher.who, self.watcher.lease))
-                case _ if self._refused_at == self.core.changes:
-                    self._events.popleft()
-                case _:
+        match self._events[0]:
+            case Brought() | Wants() as event:
+                self._events.popleft()
+                with suppress(FleetError, OSError):
+                    await self._carry(event)
+            case _ if self._refused_at == self.core.changes:
+                self._events.popleft()
+            case _:
+                try:
                     await self._burst()
-        except (FleetError, OSError):
-            self._keys, self._buttons = [], 0
-            self._events.clear()
+                except (FleetError, OSError):
+                    self._events.clear()
+
+    async def _carry(self, event: Brought | Wants) -> None:
+        who, lease = self.watcher.who, self.watcher.lease
+        if isinstance(event, Brought):
+            await self.inside.clipboard_set(who, lease, event.text)
+        else:
+            self._bring(await self.inside.clipboard_get(who, lease))
 
     async def _burst(self) -> None:
         actor = self.actors.of(self.watcher.desktop)
@@ -168,10 +178,11 @@ class Steering:
                 return
             hands, burst, result = actor.hands, Burst(), "ok"
             actor.check()
+            if hands is None:
+                raise UnavailableError(f"the screen of desktop {actor.desktop} is gone", code="screen_lost")
             entry = await self._begin(burst)
             try:
-                if hands is not None:
-                    await self._pass_on(hands, burst)
+                await self._pass_on(hands, burst)
             except FleetError as e:
                 result = e.code
                 raise
@@ -179,7 +190,7 @@ class Steering:
                 result = "interrupted"
                 raise
             finally:
-                if hands is not None and burst.exclusive:
+                if burst.exclusive:
                     self._lift(hands)
                 await asyncio.shield(self._end(entry, burst, result))
 
@@ -239,7 +250,7 @@ class Steering:
         try:
             hands.fingers.key(hands.keyboard.known((event.keysym,))[0], down=event.down)
         except UnsupportedError as e:
-            burst.refused.append(e.code)
+            burst.refused = [*burst.refused, e.code][:_MOST_PRESSES]
             return
         if event.keysym in self._keys:
             self._keys.remove(event.keysym)

@@ -1,8 +1,8 @@
 """Watch tickets: each lets one viewer in, once, soon.
 
 They live in this process alone; a controller that starts anew has given out none. What a viewer sends is not the
-ticket but an answer to a challenge that only its holder can give: every outstanding one is tried, all of them each
-time. Eight characters are 48 bits, which nobody guesses online who may try but a few times a second for a minute.
+ticket but an answer to a challenge that only its holder can give: all of the lease's that are outstanding are tried,
+each time. Eight characters are 48 bits, which nobody guesses online who may try but a few times a second for a minute.
 """
 
 import hmac
@@ -48,10 +48,12 @@ class Tickets:
         """The ticket that was shown; it is used up."""
         found = None
         for ticket in self._valid():
-            right = hmac.compare_digest(response(self.core.mint.watch(ticket.number), challenge), answer)
-            if right and ticket.lease == lease:
+            if ticket.lease == lease and self._answers(ticket, challenge, answer):
                 found = ticket
         return self._outstanding.pop(found.number) if found else None
+
+    def _answers(self, ticket: Ticket, challenge: bytes, answer: bytes) -> bool:
+        return hmac.compare_digest(response(self.core.mint.watch(ticket.number), challenge), answer)
 
     def _valid(self) -> list[Ticket]:
         now = self.core.now()

@@ -28,6 +28,7 @@ class Watcher:
     since: float
     why: FleetError | None = None  # it has to go
     suspended: bool = False
+    entering: asyncio.Timeout | None = None  # until it has its picture
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     def view(self) -> WatcherView:

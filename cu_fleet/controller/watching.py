@@ -63,9 +63,11 @@ class Watching:
         self._broadcasts: dict[tuple[str, int], tuple[Broadcast, asyncio.Task[None]]] = {}
         self._entering: Counter[tuple[str, str]] = Counter()
         self._task: asyncio.Task[None] | None = None
+        self._fences = 0  # how many were closed
 
     async def start(self) -> None:
         await self.core.note(partial(interrupted, self.core))
+        self.listening.clear()
         self._task = asyncio.create_task(self._review_always(), name="viewers: review")
 
     async def close(self) -> None:
@@ -142,7 +144,7 @@ class Watching:
                 await self._come_in(lease_id, wire, way)
         except (BreachError, UnavailableError) as e:
             why = e
-            log.info("a viewer of lease %s (%s): %s", lease_id, way, e)
+            log.info("a viewer of lease %.60r (%s): %s", lease_id, way, e)
         except OSError:
             pass  # it is gone
         except _HadToGo as e:
@@ -226,6 +228,7 @@ class Watching:
         def work(tx: Tx) -> str:
             lease = self._still(tx, watcher)
             opened(self.core, tx, watcher, lease)
+            watcher.suspended |= self.actors.of(watcher.desktop).fenced and lease.control is Control.AGENT
             return f"{lease.agent} on {lease.desktop_name or lease.desktop}{'' if watcher.control else ' (view only)'}"
 
         try:
@@ -237,21 +240,10 @@ class Watching:
             raise UnavailableError(str(e), code=e.code) from None
 
     async def _show(self, watcher: Watcher, wire: Wire, protocol: Protocol, name: str) -> None:
-        broadcast = self._broadcast(watcher)
-        try:
-            async with asyncio.timeout(_ENTER_WITHIN):
-                protocol.let_in()
-                event, waiting = await self._next(wire, protocol)
-                assert isinstance(event, Entered)
-                await broadcast.shown.wait()
-        except TimeoutError:
-            raise UnavailableError(f"lease {watcher.lease} has no picture to show", code="screen_slow") from None
+        broadcast, waiting = self._broadcast(watcher), await self._enter(watcher, wire, protocol)
         protocol.welcome(broadcast.grid.width, broadcast.grid.height, name)
         steering = self._steer(watcher, broadcast) if watcher.control else None
-        viewer = Viewer(wire, protocol, broadcast, steering)
-        if watcher.why:
-            raise _HadToGo(watcher.why)
-        self._watchers[watcher] = viewer
+        viewer = self._watchers[watcher] = Viewer(wire, protocol, broadcast, steering)
         if watcher.suspended:
             viewer.suspend()
         acting = asyncio.create_task(steering.run(), name=f"steer {watcher.id}") if steering else None
@@ -263,6 +255,24 @@ class Watching:
                 await asyncio.gather(acting, return_exceptions=True)
         if watcher.why:
             raise _HadToGo(watcher.why)
+
+    async def _enter(self, watcher: Watcher, wire: Wire, protocol: Protocol) -> list[Event]:
+        """Let it in, and wait for its wish to see and for a picture; what it has said beyond that."""
+        protocol.let_in()
+        try:
+            async with asyncio.timeout(_ENTER_WITHIN) as watcher.entering:
+                if watcher.why is None:
+                    event, waiting = await self._next(wire, protocol)
+                    assert isinstance(event, Entered)
+                    await self._broadcast(watcher).shown.wait()
+        except TimeoutError:
+            if watcher.why is None:
+                raise UnavailableError(f"lease {watcher.lease} has no picture to show", code="screen_slow") from None
+        finally:
+            watcher.entering = None
+        if watcher.why:
+            raise _HadToGo(watcher.why)
+        return waiting
 
     def _steer(self, watcher: Watcher, broadcast: Broadcast) -> Steering:
         def moved() -> None:
@@ -298,8 +308,15 @@ class Watching:
         if key not in self._broadcasts:
             broadcast = Broadcast(partial(self._screen, *key))
             task = asyncio.create_task(broadcast.run(), name=f"broadcast {watcher.desktop}")
+            task.add_done_callback(partial(self._broken, key))
             self._broadcasts[key] = (broadcast, task)
         return self._broadcasts[key][0]
+
+    def _broken(self, key: tuple[str, int], task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            log.error("broadcast of desktop %s failed", key[0], exc_info=task.exception())
+            for watcher in [x for x in self._watchers if (x.desktop, x.generation) == key]:
+                self._end(watcher, UnavailableError("the picture could not be shown any more", code="internal"))
 
     async def _end_broadcast(self, watcher: Watcher) -> None:
         key = (watcher.desktop, watcher.generation)
@@ -323,6 +340,7 @@ class Watching:
         return tuple(watcher.view() for watcher in list(self._watchers) if watcher.lease == lease_id)
 
     def fenced(self, desktop: str, why: FleetError) -> None:
+        self._fences += 1
         for watcher in self._of(desktop):
             if isinstance(why, LeaseOverError) or why.code == "restoring":
                 self._end(watcher, why)
@@ -336,7 +354,9 @@ class Watching:
             self.core.turned.ring()
 
     async def dismissed(self, desktop: str) -> None:
-        await self._all_gone([watcher for watcher in self._of(desktop) if watcher.why])
+        if self._of(desktop):
+            await self._review()  # one may have come in after the fence, and before it was written down why
+            await self._all_gone([watcher for watcher in self._of(desktop) if watcher.why])
 
     def _of(self, desktop: str) -> list[Watcher]:
         return [watcher for watcher in self._watchers if watcher.desktop == desktop]
@@ -345,6 +365,8 @@ class Watching:
         watcher.why = watcher.why or why
         if viewer := self._watchers.get(watcher):
             viewer.end(why)
+        elif watcher.entering and not watcher.entering.expired():
+            watcher.entering.reschedule(0)
 
     def _suspend(self, watcher: Watcher) -> None:
         watcher.suspended = True
@@ -375,13 +397,18 @@ class Watching:
 
     async def _review(self) -> None:
         if self._watchers:
+            fences = self._fences
             for watcher, verdict in await self.core.read(self._verdicts):
                 if isinstance(verdict, FleetError):
                     self._end(watcher, verdict)
-                elif verdict is not Control.AGENT or not self.actors.of(watcher.desktop).fenced:
+                elif fences == self._fences and self._calm(watcher, verdict):
                     self._resume(watcher)
         if self.listening.leases:
             await self.listening.keep(await self.core.read(self._live))
+
+    def _calm(self, watcher: Watcher, control: Control) -> bool:
+        """Whether what is written is all there is to know: no fence stands that is still to be explained."""
+        return control is not Control.AGENT or not self.actors.of(watcher.desktop).fenced
 
     def _verdicts(self, tx: Tx) -> list[tuple[Watcher, FleetError | Control]]:
         out: list[tuple[Watcher, FleetError | Control]] = []

@@ -36,6 +36,7 @@ STALL = 30.0
 _PACE = 0.015  # seconds between two updates
 _SHARE = 3  # times as long as an update took to make it waits at least
 _UNDER_WAY = 2  # updates whose fence has not come back
+_MOST_UPDATE = 40 << 20  # bytes of one: all of a screen of 4K, as it is
 _UNSENT = 64 << 10  # bytes of answers, past which nothing more is read
 
 
@@ -290,9 +291,15 @@ class Viewer:
             for shown in filter(None, (pointer, self._painted)):
                 self._dirty |= self._grid.region(place_of(shown))
             self._painted = pointer
-        region = self._dirty & wanted
-        self._dirty &= ~region
-        return [self._rect(where, part, pointer) for where, part in self._grid.rects(region)]
+        rects, size = [], 0
+        for where, part in self._grid.rects(self._dirty & wanted):
+            rects.append(self._rect(where, part, pointer))
+            self._dirty &= ~part
+            size += len(rects[-1])
+            if size > _MOST_UPDATE:
+                self._wake.set()
+                break  # the rest with the next
+        return rects
 
     def _rect(self, where: tuple[int, int, int, int], part: int, pointer: Pointer | None) -> bytes:
         encoding = self._form[0]

@@ -20,7 +20,7 @@ from cu_fleet.rfb.screen import Screen
 from cu_fleet.watch import viewer as viewer_module
 from tests.controller.fleet import ANA, Fleet
 from tests.support import run, until
-from tests.watch.viewers import connected, entered, hands, shows, stopped, viewer
+from tests.watch.viewers import connected, entered, hands, let_in, shows, stopped, viewer
 
 BOB = Caller(operator="bob", role=Role.OPERATOR)
 EVE = Caller(operator="eve", role=Role.OBSERVER)
@@ -197,6 +197,22 @@ def test_an_agent_does_not_act_amid_a_persons_drag(tmp_path: Path) -> None:
     run(body())
 
 
+def test_a_person_who_waits_for_their_turn_loses_no_press(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with leased(tmp_path) as (fleet, view), viewer(fleet.controller, view.lease, control=True) as screen:
+            fingers = hands(screen).fingers
+            actor = fleet.controller.actors.of(view.desktop or "")
+            async with actor.turn:
+                for x, y, buttons in ((10, 10, 0), (11, 11, 0), (20, 20, 0), (20, 20, 1), (30, 30, 1), (40, 40, 1)):
+                    fingers.point(x, y, buttons=buttons)
+                fingers.point(40, 40, buttons=0)
+                await screen.sync()
+            expected = [("pointer", 20, 20, 0), ("pointer", 20, 20, 1), ("pointer", 40, 40, 1), ("pointer", 40, 40, 0)]
+            await until(lambda: inside(fleet, view).events[-4:] == expected)
+
+    run(body())
+
+
 def test_control_is_whose_it_is(tmp_path: Path) -> None:
     """Paused: nobody's. Taken: only theirs who took it. Resumed: everybody's again."""
 
@@ -326,6 +342,19 @@ def test_when_a_lease_ends_or_changes_hands_its_viewers_are_gone(tmp_path: Path,
             assert fleet.controller.watching.of_lease(view.lease) == ()
             await until(screen.lost.done)
             assert (await entries(fleet, "watch.closed"))[0].facts["why"] not in ("", "it left")
+
+    run(body())
+
+
+def test_who_is_about_to_enter_has_to_go_too(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with leased(tmp_path) as (fleet, view):
+            waiting = await let_in(await fleet.controller.watch(ANA, view.lease))
+            await until(lambda: fleet.controller.watching.of_lease(view.lease))
+            await fleet.controller.revoke(ANA, view.lease)
+            assert fleet.controller.watching.of_lease(view.lease) == ()
+            assert await asyncio.get_running_loop().sock_recv(waiting, 1) == b""
+            waiting.close()
 
     run(body())
 

@@ -60,6 +60,15 @@ async def shows(screen: Screen, pixels: Screen) -> None:
 
 async def stopped(ticket: TicketView) -> socket.socket:
     """A viewer that wants every picture as it comes, and reads none."""
+    sock = await let_in(ticket)
+    everything = struct.pack("!BBHHHH", 150, 1, 0, 0, 0xFFFF, 0xFFFF)
+    hello = b"\1" + struct.pack("!BxHi", 2, 1, 0) + everything
+    await asyncio.get_running_loop().sock_sendall(sock, hello)
+    return sock
+
+
+async def let_in(ticket: TicketView) -> socket.socket:
+    """A viewer that has shown its ticket, and says nothing more."""
     loop, sock = asyncio.get_running_loop(), await connected(ticket)
 
     async def read(size: int) -> bytes:
@@ -71,7 +80,6 @@ async def stopped(ticket: TicketView) -> socket.socket:
     await read(12)
     await loop.sock_sendall(sock, b"RFB 003.008\n\2")
     challenge = (await read(18))[2:]
-    await loop.sock_sendall(sock, response(ticket.ticket, challenge) + b"\1")
-    everything = struct.pack("!BBHHHH", 150, 1, 0, 0, 0xFFFF, 0xFFFF)
-    await loop.sock_sendall(sock, struct.pack("!BxHi", 2, 1, 0) + everything)
+    await loop.sock_sendall(sock, response(ticket.ticket, challenge))
+    assert await read(4) == bytes(4)
     return sock
