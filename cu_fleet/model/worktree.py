@@ -131,13 +131,21 @@ def folder_name(repository: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", repository.removesuffix(".git")).strip(".-")[:63] or "repository"
 
 
+_NO_NUL = r"^[^\x00]*$"
+
+
 class WorktreeAsk(Value):
     """A worktree for a run, as it is asked for."""
 
-    repository: str = Field(max_length=4096, description="A folder of the git repository, on the controller's machine.")
-    base: str = Field(max_length=500, description="The branch, tag or commit to begin from.")
+    repository: str = Field(
+        max_length=4096, pattern=_NO_NUL, description="A folder of the git repository, on the controller's machine."
+    )
+    base: str = Field(max_length=500, pattern=_NO_NUL, description="The branch, tag or commit to begin from.")
     into: str | None = Field(
-        None, max_length=500, description="The branch it may be merged into; none: `base`, if that is one."
+        None,
+        max_length=500,
+        pattern=_NO_NUL,
+        description="The branch it may be merged into; none: `base`, if that is one.",
     )
     intent: str = Field("", max_length=2000, description="What the run is for; a person reads it.")
 
