@@ -179,7 +179,11 @@ class Meter(Protocol):
 
 class Disk(Protocol):
     async def used(self, handle: Handle) -> int:
-        """Bytes on this machine's disk that the desktop has written, whatever it did to hide them."""
+        """Bytes on disk that the desktop has written, whatever it did to hide them."""
+        ...
+
+    async def at_home(self, handle: Handle) -> bool:
+        """Whether that is the disk of the fleet's home, and not one elsewhere."""
         ...
 
 

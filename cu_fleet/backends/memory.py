@@ -210,6 +210,9 @@ class _Meter(_Ability):
 
 
 class _Disk(_Ability):
+    async def at_home(self, handle: Handle) -> bool:
+        return True
+
     async def used(self, handle: Handle) -> int:
         desktop = self.backend.of(handle)
         return sum(len(file.data) for files in (desktop.files, desktop.slot) for file in files.values())

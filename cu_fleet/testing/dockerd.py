@@ -26,7 +26,7 @@ _NEEDED = {"dockerd": "docker.io", "unshare": "util-linux", "nsenter": "util-lin
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # 192.0.2.1 stands for the outside world. A shell that waits reaps whatever is left to it.
 # What images and volumes need of a file system, memory has since Linux 6.6; there they come and go at once.
-_HOLD = """if [ "$1" = memory ]; then mount -t tmpfs -o mode=711 tmpfs "$0/data" || exit; fi
+_HOLD = """if [ "$1" = memory ]; then mount -t tmpfs -o "mode=711$2" tmpfs "$0/data" || exit; fi
 ip link set lo up && ip addr add 192.0.2.1/32 dev lo && echo up && while :; do sleep 3600 & wait $!; done"""
 
 
@@ -60,9 +60,12 @@ def _data() -> str:
 class PrivateDocker:
     """`with PrivateDocker() as engine: backend = DockerBackend(place, engine.host)`"""
 
-    def __init__(self, listen: socket.socket | None = None, **options: str) -> None:
-        """Beside its unix socket it may serve a listening one of any network, and have further options of dockerd."""
-        self._listen, self._more = listen, options
+    def __init__(self, listen: socket.socket | None = None, room: str = "", **options: str) -> None:
+        """Beside its unix socket it may serve a listening one of any network, and have further options of dockerd.
+
+        `room` is all the disk there is for it, which then is memory.
+        """
+        self._listen, self._room, self._more = listen, room, options
         self.folder = Path(tempfile.mkdtemp(prefix="cf-docker-"))
         (self.folder / "data").mkdir()
         self._group = f"/{self.folder.name}"
@@ -99,7 +102,7 @@ class PrivateDocker:
         """From a thread that lasts: the kernel ends the holder when the thread that started it ends."""
         spaces = ["--net", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child"]
         self._holder = subprocess.Popen(
-            ["setpriv", "--pdeathsig=KILL", "unshare", *spaces, "sh", "-c", _HOLD, str(self.folder), _data()],
+            ["setpriv", "--pdeathsig=KILL", "unshare", *spaces, "sh", "-c", _HOLD, *self._place()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             env={"PATH": _PATH},
@@ -107,6 +110,9 @@ class PrivateDocker:
         assert self._holder.stdout
         if self._holder.stdout.readline() != b"up\n":
             raise UnavailableError("namespaces for a Docker engine cannot be made here", code="no_engine")
+
+    def _place(self) -> list[str]:
+        return [str(self.folder), "memory", f",size={self._room}"] if self._room else [str(self.folder), _data(), ""]
 
     def _enter(self) -> list[str]:
         assert self._holder

@@ -304,6 +304,9 @@ class _Logs(_Ability):
 
 
 class _Disk(_Ability):
+    async def at_home(self, handle: Handle) -> bool:
+        return not self.backend.desk(handle).far
+
     async def used(self, handle: Handle) -> int:
         return await self.backend.counting.used(self.backend.desk(handle))
 

@@ -229,7 +229,14 @@ class House:
         """Returns whether it went on until now."""
         if self.must_run(api, desk)["State"]["Paused"]:
             return False
-        _until_done(partial(api.pause, desk.name), lambda e: "freeze" in str(e.explanation))
+        from docker.errors import APIError
+
+        try:
+            _until_done(partial(api.pause, desk.name), lambda e: "freeze" in str(e.explanation))
+        except APIError as e:
+            if "already paused" not in str(e.explanation):
+                raise
+            return False
         return True
 
     def thaw(self, api: APIClient, desk: Desk) -> None:

@@ -174,6 +174,9 @@ class _Meter(_Ability):
 
 
 class _Disk(_Ability):
+    async def at_home(self, handle: Handle) -> bool:
+        return True
+
     async def used(self, handle: Handle) -> int:
         desk = self.backend.desk(handle)
         first = await in_thread(self.house.first, desk)
