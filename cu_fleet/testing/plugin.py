@@ -132,6 +132,7 @@ def _tell(item: pytest.Item, report: pytest.TestReport, leased: Leased) -> None:
     lines = [f"agent {lease.agent}, desktop {lease.desktop}, lease {lease.lease}", *lacking]
     lines += [line for what, path in found for line in (f"{what}: {path}", f"[[ATTACHMENT|{path}]]")]
     report.sections.append(("Captured stdout desktop", "\n".join(lines)))
+    item.add_report_section("desktop", "stdout", "\n".join(lines))  # JUnit XML reads the report of the teardown
     facts = [("desktop.lease", lease.lease), ("desktop.id", str(lease.desktop))]
     facts += [(f"desktop.{what.replace(' ', '_')}", str(path)) for what, path in found]
     item.user_properties.extend(facts)

@@ -181,7 +181,7 @@ def test_interrupted_it_gives_back_what_it_had(
     finally:
         process.kill()
     assert process.returncode == 2
-    assert set(server.states().values()) == {"released"}
+    assert set(server.states().values()) <= {"released", "cancelled"}
 
 
 @pytest.mark.slow
