@@ -301,8 +301,10 @@ class Repository:
         off = {f"{driver}.{what}": "" for driver in drivers for what in ("clean", "smudge", "process")}
         off |= {f"{driver}.required": "false" for driver in drivers}
         words = ["read-tree", "-m", "-u", "--no-recurse-submodules", before, after]
-        try:
-            self.git.run(*words, git_dir=place.git_dir, work_tree=place.top, config=off, within=LONG)
+        where: dict[str, Path] = {"git_dir": place.git_dir, "work_tree": place.top}
+        try:  # what git knows of its files' times may be old, as after a copy
+            self.git.run("update-index", "-q", "--refresh", fine=(0, 1), within=LONG, **where)
+            self.git.run(*words, config=off, within=LONG, **where)
         except UnavailableError as e:
             raise ConflictError(
                 f"the files in {place.top} could not be brought up to date: {e.what}",

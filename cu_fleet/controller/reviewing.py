@@ -115,7 +115,7 @@ async def checked(commands: Sequence[str], copy: Path, owner: Owner, hidden: Pat
 
 async def _check(argv: list[str], copy: Path, owner: Owner, hidden: Path) -> tuple[int, str]:
     process = await asyncio.create_subprocess_exec(
-        *_walls(copy, hidden if owner.ours else None),
+        *_walls(copy, owner, hidden),
         *argv,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
@@ -123,7 +123,6 @@ async def _check(argv: list[str], copy: Path, owner: Owner, hidden: Path) -> tup
         env={"PATH": os.environ.get("PATH", _PATH), "HOME": "/tmp/home", "LANG": "C.UTF-8"},  # noqa: S108
         cwd="/",
         start_new_session=True,
-        **owner.drop(),
     )
     assert process.stdout
     kept = b""
@@ -138,13 +137,16 @@ async def _check(argv: list[str], copy: Path, owner: Owner, hidden: Path) -> tup
             await process.wait()
 
 
-def _walls(copy: Path, hidden: Path | None) -> list[str]:
-    """Should the machine run short of memory, this goes first."""
-    argv = ["nice", "choom", "-n", "1000", "--", "bwrap", "--unshare-all", "--die-with-parent", "--new-session"]
+def _walls(copy: Path, owner: Owner, hidden: Path) -> list[str]:
+    """Should the machine run short of memory, this goes first. Another user cannot enter the home anyway."""
+    argv = ["nice", "choom", "-n", "1000", "--"]
+    if not owner.ours:
+        argv += ["setpriv", f"--reuid={owner.uid}", f"--regid={owner.gid}", "--clear-groups", "--no-new-privs", "--"]
+    argv += ["bwrap", "--unshare-all", "--die-with-parent", "--new-session"]
     argv += ["--cap-drop", "ALL", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
     for place in ("/tmp", "/run", "/var/tmp"):  # noqa: S108 - sockets of others lie here
         argv += ["--tmpfs", place]
-    argv += ["--tmpfs", str(hidden)] if hidden else []
+    argv += ["--tmpfs", str(hidden)] if owner.ours else []
     return [*argv, "--dir", "/tmp/home", "--bind", str(copy), _INSIDE, "--chdir", _INSIDE, "--"]  # noqa: S108
 
 

@@ -1,5 +1,5 @@
-"""The controller killed before commands that it gives to git and before lines that it writes down: started again, it loses
-nothing of what an agent made, leaves nothing behind, and merges once or not at all.
+"""The controller killed before commands that it gives to git and before lines that it writes down: started again, it
+loses nothing of what an agent made, leaves nothing behind, and merges once or not at all.
 """
 
 import asyncio

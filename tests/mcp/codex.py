@@ -43,6 +43,11 @@ def own(tool: str, **given: Any) -> Callable[[list[str]], Call]:
     return lambda _: (OWN, tool, given)
 
 
+def shell(command: str) -> Callable[[list[str]], Call]:
+    """Codex's own tool, on the machine it runs on."""
+    return lambda _: ("", "exec_command", {"cmd": command, "login": False})
+
+
 @dataclass
 class Thread:
     """One thread of one Codex, as its model sees it."""
@@ -107,7 +112,11 @@ class Model:
             except Exception as e:  # noqa: BLE001 - told by the test, which waits for all of them
                 self.errors.append(f"{name}: {e!r}")
             else:
-                called = {"namespace": namespace, "name": tool, "arguments": json.dumps(given)}
+                called = {
+                    "name": tool,
+                    "arguments": json.dumps(given),
+                    **({"namespace": namespace} if namespace else {}),
+                }
                 item = {"type": "function_call", "id": f"f{number}", "call_id": f"c{number}", **called}
         done = {"id": "r", "usage": {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2, **_DETAILS}}
         events = [
@@ -158,7 +167,8 @@ class Codex:
         (place / ".codex").mkdir(parents=True)
         (place / ".codex" / "config.toml").write_text(self._provider(name))
         path = f"{Path(installed()).parent}:{os.environ['PATH']}"
-        words = ["exec", "--json", "--skip-git-repo-check", "-C", str(place), f"work on {name}"]
+        words = ["exec", "--json", "--skip-git-repo-check", f"work on {name}"]
+        words[-1:-1] = ["--sandbox", "danger-full-access"] if "--worktree" in own else ["-C", str(place)]
         return self.home.start("codex", "--profile", "small", *own, "--", *words, HOME=str(place), PATH=path)
 
     def _provider(self, name: str) -> str:
