@@ -62,7 +62,9 @@ def watch(
     elif not open_it:
         _introduce(ticket)
     if open_it:
-        raise typer.Exit(_run(viewer, ticket))
+        code = _run(viewer, ticket)
+        _tell_the_end(connect.run(lambda wire: connect.lease(wire, ticket["lease"]), start=False))
+        raise typer.Exit(code)
 
 
 async def _ticket(wire: connect.Wire, name: str, body: dict[str, object]) -> dict[str, Any]:
@@ -85,6 +87,13 @@ def _introduce(ticket: dict[str, Any]) -> None:
             "for example": f"VNC_PASSWORD={ticket['ticket']} {_VIEWERS[0]} {address}",
         }
     )
+
+
+def _tell_the_end(view: dict[str, Any]) -> None:
+    """A VNC viewer cannot say why it was closed."""
+    if view["state"] != "active":
+        why = ": ".join(filter(None, (f"by {view['by']}" if view["by"] else "", view["reason"])))
+        output.note(f"lease {view['lease']} was {view['state']} {why}".rstrip())
 
 
 def _viewer() -> str:
