@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 GRACE = 3
 MAX_HEAD = 64 << 10  # bytes of request line and headers that do not come in one piece
-MAX_CONNECTIONS = 1000  # over TCP; the socket's owner is never locked out
+MAX_CONNECTIONS = 1000  # at each door
 HEAD_WITHIN = 30.0  # seconds for a request's line and headers to come
 READ_WITHIN = 60.0  # seconds in which the client must have read something of an answer
 MAX_MESSAGE = 2 << 20  # bytes of one message of a WebSocket: a viewer's clipboard and then some
@@ -39,8 +39,15 @@ _PEER = struct.Struct("3i")  # pid, uid, gid
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's, with bounds on headers that never end or never come, and on answers that nobody reads."""
+    """uvicorn's, with bounds on headers that never end or never come, on answers that nobody reads, and in number.
 
+    One connection too many ends the one on which nothing goes on: first the oldest that never asked anything whole,
+    then the one whose last answer is longest ago. If something goes on on each, it is ended itself. So whoever opens
+    many locks out nobody who is at work.
+    """
+
+    share = 2  # one of so many parts of the descriptors; the rest is for desktops, files and the other door
+    since = (False, 0.0)  # whether it has had an answer, and when it came here or had the last
     _head = 0
     _in_head = False
     _late: asyncio.TimerHandle | None = None
@@ -48,7 +55,24 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        self.since = (False, self.loop.time())
         self._expect_head()
+        if len(self.connections) > min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // self.share):
+            self._make_room()
+
+    def _make_room(self) -> None:
+        others = (one for one in self.connections if isinstance(one, _Protocol) and one is not self)
+        idle = min((one for one in others if one.idle), key=lambda one: one.since, default=self)
+        self.connections.discard(idle)  # the next to come must not count it, and hears of its end only later
+        idle.transport.abort()
+
+    @property
+    def idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def on_response_complete(self) -> None:
+        self.since = (True, self.loop.time())
+        super().on_response_complete()
 
     def _expect_head(self) -> None:
         self._head_came()
@@ -115,40 +139,13 @@ class _Protocol(HttpToolsProtocol):
 
 
 class TcpProtocol(_Protocol):
-    """On TCP: bounded in number, so that whoever opens many locks out neither the socket's owner nor who is at work.
-
-    One too many ends the connection on which nothing goes on: first the oldest that never asked anything whole, then
-    the one whose last answer is longest ago. If something goes on on each, it is ended itself.
-    """
-
-    since = (False, 0.0)  # whether it has had an answer, and when it came here or had the last
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(transport)
-        self.since = (False, self.loop.time())
-        if len(self.connections) > _most_connections():
-            others = (one for one in self.connections if isinstance(one, TcpProtocol) and one is not self)
-            idle = min((one for one in others if one.idle), key=lambda one: one.since, default=self)
-            self.connections.discard(idle)  # the next to come must not count it, and hears of its end only later
-            idle.transport.abort()
-
-    def on_response_complete(self) -> None:
-        self.since = (True, self.loop.time())
-        super().on_response_complete()
-
-    @property
-    def idle(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
-
-
-def _most_connections() -> int:
-    """Half of the descriptors that we may have, at most: the other half is for desktops, files and their owner."""
-    return min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+    """On TCP."""
 
 
 class SocketProtocol(_Protocol):
     """On the unix socket: marks each request with the user at the other end."""
 
+    share = 4
     _owner = ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it

@@ -3,16 +3,19 @@
 import asyncio
 import json
 import resource
+import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cu_fleet import sync
 from cu_fleet.api import guard
 from tests.api.door import Door, raw
+from tests.cli.test_live import Controller
 from tests.controller.fleet import ANA
 from tests.mcp.house import house
 from tests.support import run, until
@@ -196,3 +199,38 @@ def test_who_does_not_read_is_cut_off(tmp_path: Path, monkeypatch: pytest.Monkey
             stream[1].transport.abort()
 
     run(body())
+
+
+FEW = 120  # descriptors
+FEW_ONLY = ["sh", "-c", f'ulimit -n {FEW}; exec "$@"', "sh"]
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_a_controller_with_few_descriptors_is_not_brought_down_by_many_connections(tmp_path: Path) -> None:
+    """Neither by strangers over TCP nor by the home's owner over its socket; and it has them back afterwards."""
+    house = Controller(tmp_path / "home")
+    process = house.start(*FEW_ONLY)
+    try:
+        url = str(house.ready()["url"])
+        host, port = url.removeprefix("http://").split(":")
+        files = Path(f"/proc/{process.pid}/fd")
+        with sync.Fleet.connect(home=house.home, start=False) as fleet:
+            lease = fleet.acquire(agent="a", profile="mem").lease
+            before = len(list(files.iterdir()))
+            with ExitStack() as many:
+                for _ in range(3 * FEW):
+                    many.enter_context(socket.create_connection((host, int(port))))
+                    owner = many.enter_context(socket.socket(socket.AF_UNIX))
+                    owner.connect(str(house.home / "controller.sock"))
+                run(until(lambda: before + FEW // 2 < len(list(files.iterdir())) < FEW))
+                with sync.Fleet.connect(url=url, token=lease.token) as agent:
+                    desktop = agent.open(lease.lease)
+                    desktop.click(5, 5)
+                    assert desktop.screenshot().size == (320, 200)
+                with sync.Fleet.connect(home=house.home, start=False) as another:
+                    assert [x.state for x in another.leases()] == ["active"]
+            run(until(lambda: len(list(files.iterdir())) <= before + 4))
+            assert fleet.verify_audit() > 0
+    finally:
+        house.end()

@@ -33,10 +33,10 @@ class Controller:
         (home / "profiles" / "local.yaml").write_text(PROFILE)
         (home / "profiles" / "kept.yaml").write_text(PROFILE + "frames: all\n")
 
-    def start(self) -> "subprocess.Popen[bytes]":
+    def start(self, *under: str) -> "subprocess.Popen[bytes]":
         with (self.home / "test.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.cli.memory_controller", "up", "--port", "0", "--json"],
+                [*under, sys.executable, "-m", "tests.cli.memory_controller", "up", "--port", "0", "--json"],
                 cwd=TOP,
                 env={**os.environ, "CU_FLEET_HOME": str(self.home)},
                 stdout=subprocess.PIPE,
