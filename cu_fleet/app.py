@@ -13,6 +13,7 @@ import os
 import pwd
 import resource
 import secrets
+import shutil
 import signal
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -189,7 +190,14 @@ async def checks(settings: Settings) -> list[Check]:
         for profile in [None, *(p for p in found if p.backend == name)]:
             for check in await backend.check(profile):
                 out.setdefault((check.name, check.detail), check)
-    return list(out.values())
+    return [*out.values(), _git()]
+
+
+def _git() -> Check:
+    if shutil.which("git"):
+        return Check("git", True, "runs of Codex can have worktrees of their own")
+    fix = (("apt-get", "update"), ("apt-get", "install", "-y", "git"))
+    return Check("git", False, "missing: no run of Codex can have a worktree", needed=False, fix=fix)
 
 
 # running

@@ -45,7 +45,7 @@ install() {
     PATH=$PATH:/usr/sbin command -v dockerd >/dev/null || engine=(docker.io)
     local ssh=() code
     PATH=$PATH:/usr/sbin command -v sshd >/dev/null || ssh=(openssh-server)
-    examples/install.sh --extra dev at-spi2-core busybox-static chromium fonts-dejavu-core gir1.2-gtk-3.0 iproute2 \
+    examples/install.sh --extra dev at-spi2-core busybox-static chromium fonts-dejavu-core gir1.2-gtk-3.0 git iproute2 \
       iptables mmdebstrap mousepad novnc openssh-client postgresql procps python3-gi python3-pyqt5 python3-tk \
       qemu-system-x86 tigervnc-viewer x11-xserver-utils x11vnc xclip xterm xvfb "${engine[@]}" "${node[@]}" "${ssh[@]}"
     code=$?
