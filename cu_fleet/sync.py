@@ -189,7 +189,12 @@ class Leasing(_Blocking[client.Leasing]):
     """`with fleet.lease(…) as desktop`."""
 
     def __enter__(self) -> Desktop:
-        return Desktop(self._loop.run(self._inner.__aenter__()), self._loop)
+        try:
+            return Desktop(self._loop.run(self._inner.__aenter__()), self._loop)
+        except BaseException as error:  # ^C may come when it has just been granted
+            if self._inner.held:
+                self._loop.run(self._inner.__aexit__(type(error), error, None))
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -140,12 +140,14 @@ class House:
         asks_for_itself = kind_of(os.environ.get("CU_FLEET_TOKEN")) == "cfa"
         name = None if asks_for_itself else agent
         leasing = self._client.lease(agent=name, profile=profile, ttl=TTL, wait=self._wait)
-        inner = self._loop.run(leasing.__aenter__())
-        note = self._note(inner.id)
-        try:
+        note = None
+        try:  # ^C may come when it has just been granted
+            inner = self._loop.run(leasing.__aenter__())
+            note = self._note(inner.id)
             yield Leased(Filmed(inner), self._loop, self._fleet)
         finally:
-            self._loop.run(leasing.__aexit__(None, None, None))
+            if leasing.held:
+                self._loop.run(leasing.__aexit__(None, None, None))
             if note:
                 note.unlink(missing_ok=True)
 

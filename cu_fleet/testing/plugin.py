@@ -19,6 +19,7 @@ from __future__ import annotations  # names of newer versions of pytest than thi
 import secrets
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -79,17 +80,14 @@ def desktop(request: pytest.FixtureRequest) -> Iterator[Leased]:
 
     wish = _wish(request.node)
     house: House = request.getfixturevalue("_cu_fleet_house")
-    try:
-        lent = house.lend(wish.profile, wish.isolation)
-        leased = lent.__enter__()
-    except FleetError as error:
-        pytest.fail(f"no desktop for this test: {error}", pytrace=False)
-    setattr(request.node, _DESKTOP, leased)
-    try:
+    with ExitStack() as held:
+        try:
+            leased = held.enter_context(house.lend(wish.profile, wish.isolation))
+        except FleetError as error:
+            pytest.fail(f"no desktop for this test: {error}", pytrace=False)
+        setattr(request.node, _DESKTOP, leased)
+        held.callback(delattr, request.node, _DESKTOP)
         yield leased
-    finally:
-        delattr(request.node, _DESKTOP)
-        lent.__exit__(None, None, None)
 
 
 def _wish(node: pytest.Item) -> Wish:
