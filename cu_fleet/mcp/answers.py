@@ -19,7 +19,12 @@ Answer = CallToolResult
 
 
 def said(text: str) -> Answer:
-    return CallToolResult(content=[TextContent(text=text)])
+    return CallToolResult(content=[TextContent(text=_whole(text))])
+
+
+def _whole(text: str) -> str:
+    """Programs on a desktop may tell of themselves in what is no Unicode: halves of characters."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def image(data: bytes, media_type: str) -> ImageContent:
@@ -107,7 +112,7 @@ def words_of(answer: Answer) -> str:
 
 
 def _error(text: str, code: str) -> Answer:
-    return CallToolResult(content=[TextContent(text=text)], is_error=True, _meta={CODE: code})
+    return CallToolResult(content=[TextContent(text=_whole(text))], is_error=True, _meta={CODE: code})
 
 
 def _about(shown: Shown) -> str:

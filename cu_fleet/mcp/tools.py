@@ -244,7 +244,9 @@ async def clipboard_set(at: At, ask: take.Text) -> Answer:
 async def windows(at: At, ask: take.Acts) -> Answer:
     """Lists your desktop's windows: id, title, class, place, and which has the focus."""
     found = await at.fleet.windows(at.who, at.lease, intent=ask.intent)
-    return said("\n".join(json.dumps(window, ensure_ascii=False) for window in found) or "There are no windows.")
+    return said(
+        _shortened("\n".join(json.dumps(window, ensure_ascii=False) for window in found), "There are no windows.")
+    )
 
 
 @_tool("Focus a window", take.Window, _helper, same=True)
@@ -266,7 +268,7 @@ async def ui(at: At, ask: take.Ui) -> Answer:
     """Lists buttons, fields, links and texts of a window as its program names them, each with a ref that click and type
     take, and its place. Exact where pictures are not; but some programs tell nothing of themselves."""
     wanted = {"window": ask.window, "role": ask.role, "text": ask.text}
-    return said(listed(await at.fleet.ui(at.who, at.lease, intent=ask.intent, **wanted)))
+    return said(_shortened(listed(await at.fleet.ui(at.who, at.lease, intent=ask.intent, **wanted))))
 
 
 @_tool("Take a file out", take.FileGet, _files, reads=True)
@@ -320,9 +322,9 @@ async def release(at: At, ask: take.Acts) -> Answer:
     return said(f"Lease {view.lease} is {view.state}: the desktop is being rolled back.")
 
 
-def _shortened(text: str) -> str:
+def _shortened(text: str, empty: str = "It is empty.") -> str:
     if len(text) <= _MOST_TEXT:
-        return text or "It is empty."
+        return text or empty
     return f"{text[:_MOST_TEXT]}\n… and {len(text) - _MOST_TEXT} more characters."
 
 
