@@ -106,10 +106,7 @@ class Engine:
     def now(self, work: Callable[[APIClient], T]) -> T:
         """Run `work` with a client, in this thread, which may block."""
         with in_words(self.host):
-            path = self._socket()
-            if path:
-                _knock(self.host, path)
-            return work(self._client(path))
+            return work(self._client(self._socket()))
 
     def _client(self, path: str | None) -> APIClient:
         times = self._forward.times if self.address.host.startswith("ssh://") else 0
@@ -154,7 +151,7 @@ def _close(pools: list[ThreadPoolExecutor], clients: list[APIClient]) -> None:
 
 
 def _knock(host: str, path: str) -> None:
-    """Fail at once, and in plain words, where nobody listens; the SDK would leave its socket open."""
+    """Before each call: where nobody listens, fail in plain words; the SDK would leave its socket open."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(_SECONDS)
         try:
@@ -202,8 +199,20 @@ def _connect(address: Address, path: str | None) -> APIClient:
     url, tls = (f"unix://{path}", None) if path else (address.host, address.tls)
     client = APIClient(url, version=_OLDEST, timeout=_SECONDS, max_pool_size=1, tls=tls or False)
     client.trust_env = False  # or certificates and proxies meant for the web would be taken for the engine, too
+    if path:
+        _knock_first(client, address.host, path)
     client._version = client._retrieve_server_version()  # type: ignore[attr-defined]  # noqa: SLF001
     return client
+
+
+def _knock_first(client: APIClient, host: str, path: str) -> None:
+    send = client.send
+
+    def knock_and_send(*args: Any, **more: Any) -> Any:
+        _knock(host, path)
+        return send(*args, **more)
+
+    client.send = knock_and_send  # type: ignore[method-assign]
 
 
 def image_of(api: APIClient, name: str) -> dict[str, Any] | None:

@@ -38,7 +38,8 @@ class House:
         """Refuse what cannot be had, end what is left of an earlier start, and settle whose this one is."""
         options(spec.profile)
         self.image_of(api, image(spec.profile))
-        self.end(api, desk, keep_slot=True)
+        if desk.dir.exists():  # it is made before all else, and removed last
+            self.end(api, desk, keep_slot=True)
         if self.engine.near is None:
             self.engine.near = self._try_near(api, desk, spec)
         self.layout.uids.take(desk.id, elsewhere=not self.engine.near)
