@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cu_fleet.controller.core import folder
+from cu_fleet.model.errors import UnavailableError
 from cu_fleet.watch.viewer import Wire
 from cu_fleet.watch.wires import StreamWire
 
@@ -65,6 +66,9 @@ class Listening:
                 door.path.unlink(missing_ok=True)  # of a controller that was killed
                 at_path = await asyncio.start_unix_server(self._accepter(lease, "unix"), door.path, backlog=_BACKLOG)
                 door.servers.append(at_path)
+        except OSError as e:
+            await door.close()
+            raise UnavailableError(f"viewers of lease {lease} cannot be let in: {e.strerror}") from None
         except BaseException:
             await door.close()
             raise

@@ -23,7 +23,7 @@ class Ticket:
     desktop: str
     generation: int
     who: Caller
-    epoch: int | None  # of whoever asked for it, if they are known by a token
+    standing: str  # of whoever asked for it
     control: bool
     until: float
 

@@ -22,7 +22,7 @@ class Watcher:
     desktop: str
     generation: int
     who: Caller
-    epoch: int | None
+    standing: str
     control: bool
     way: str
     since: float
@@ -37,13 +37,13 @@ class Watcher:
         )
 
 
-def epoch_of(tx: Tx, who: Caller) -> int | None:
-    """Grows when this caller's token is rotated; None for one who is not in the store, or has a lease's token."""
+def standing_of(tx: Tx, who: Caller) -> str:
+    """Another one once this caller's token was rotated or their role changed; nothing for a lease's own token."""
     if who.operator:
         operator = tx.get(Operator, who.operator)
-        return operator.epoch if operator else None
+        return f"{operator.role} {operator.epoch}" if operator else "unknown"
     agent = tx.get(Agent, who.agent or "") if not who.lease else None
-    return agent.epoch if agent else None
+    return f"agent {agent.epoch}" if agent else ""
 
 
 # what would be left behind by a kill

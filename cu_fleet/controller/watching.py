@@ -26,7 +26,7 @@ from cu_fleet.controller.leasing import Leasing
 from cu_fleet.controller.listening import Listening
 from cu_fleet.controller.steering import Steering
 from cu_fleet.controller.tickets import Ticket, Tickets
-from cu_fleet.controller.watchers import Watcher, closed, epoch_of, interrupted, opened
+from cu_fleet.controller.watchers import Watcher, closed, standing_of, interrupted, opened
 from cu_fleet.model.access import Caller, Role
 from cu_fleet.model.desktop import Desktop, Stage
 from cu_fleet.model.errors import ConflictError, DeniedError, FleetError, InvalidError, LeaseOverError, UnavailableError
@@ -92,7 +92,14 @@ class Watching:
             facts: dict[str, object] = {"control": control, "until": iso(until)}
             self.core.record(tx, "watch.ticket", who.who, lease=lease, facts=facts)
             return Ticket(
-                number, lease.id, desktop.id, desktop.generation, who, epoch_of(tx, who), control=control, until=until
+                number,
+                lease.id,
+                desktop.id,
+                desktop.generation,
+                who,
+                standing_of(tx, who),
+                control=control,
+                until=until,
             )
 
         ticket = await self.core.note(work)
@@ -172,7 +179,7 @@ class Watching:
             desktop=ticket.desktop,
             generation=ticket.generation,
             who=ticket.who,
-            epoch=ticket.epoch,
+            standing=ticket.standing,
             control=ticket.control,
             way=way,
             since=self.core.now(),
@@ -252,7 +259,9 @@ class Watching:
         finally:
             if acting:
                 acting.cancel()
-                await asyncio.gather(acting, return_exceptions=True)
+                [outcome] = await asyncio.gather(acting, return_exceptions=True)
+                if isinstance(outcome, Exception):
+                    log.error("the input of viewer %s failed", watcher.id, exc_info=outcome)
         if watcher.why:
             raise _HadToGo(watcher.why)
 
@@ -424,8 +433,8 @@ class Watching:
         lease, _ = self._may_watch(
             tx, watcher.who, watcher.lease, control=watcher.control, generation=watcher.generation
         )
-        if epoch_of(tx, watcher.who) != watcher.epoch:
-            raise DeniedError(f"{watcher.who.who} has another token now, or none", code="outdated_token")
+        if standing_of(tx, watcher.who) != watcher.standing:
+            raise DeniedError(f"{watcher.who.who} has another token or role now, or none", code="outdated_token")
         return lease
 
     def _live(self, tx: Tx) -> set[str]:

@@ -379,13 +379,19 @@ def test_a_pause_that_forbids_looking_closes_the_agents_viewers(tmp_path: Path) 
     run(body())
 
 
-def test_whoever_lost_their_role_has_to_go(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["removed", "rotated", "demoted"])
+def test_whoever_lost_their_role_has_to_go(tmp_path: Path, how: str) -> None:
     async def body() -> None:
         async with leased(tmp_path) as (fleet, view):
             await fleet.controller.add_operator(ANA, "bob", Role.OPERATOR)
             async with viewer(fleet.controller, view.lease, BOB, control=True) as bob:
                 await bob.frame()
-                await fleet.controller.remove_operator(ANA, "bob")
+                if how == "removed":
+                    await fleet.controller.remove_operator(ANA, "bob")
+                elif how == "rotated":
+                    await fleet.controller.rotate_operator(ANA, "bob")
+                else:
+                    await fleet.controller.add_operator(ANA, "bob", Role.OBSERVER)
                 await until(bob.lost.done)
 
     run(body())
