@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import re
 import socket
 import tarfile
 from pathlib import Path
@@ -155,18 +154,6 @@ def test_a_clean_state_is_the_same_each_time_and_the_profiles_files_win(tmp_path
     assert last["home/agent/.bashrc"] == b"mine"
     assert last["home/agent/.config/more"] == b"more"
     assert {f"home/agent/{path}" for path in HOME_BEGINS} <= set(last)
-
-
-@pytest.mark.parametrize("name", images.names())
-def test_a_recipe_has_one_list_of_packages_for_both_ways(name: str) -> None:
-    packages = images.packages(name)
-    assert len(packages) == len(set(packages))
-    assert all(re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", package) for package in packages)
-    assert {"tigervnc-standalone-server", "openbox", "dbus", "xclip", "python3-xlib"} <= set(packages)
-    recipe = (images.IMAGES / name / "Dockerfile").read_text("utf-8")
-    assert f"COPY setup {name}/packages" in recipe
-    assert not any(package in recipe for package in packages), "the list has them"
-    assert "FROM ${BASE}\n" in recipe
 
 
 def test_an_unknown_image_is_refused_with_those_there_are() -> None:
