@@ -102,4 +102,5 @@ def _target(plan: dict[str, Any], view: dict[str, Any]) -> str:
         return f"{plan['protected']} is protected: {stays} (--into BRANCH for another target)"
     if plan["into"]:
         return f"it is merged into {plan['into']} when a person approves"
-    return f"it stays on branch {view['branch']}, since {plan['base']} is no branch (--into BRANCH to have it merged)"
+    why = f"since {plan['base']} is no local branch"
+    return f"it stays on branch {view['branch']}, {why} (--into BRANCH to have it merged)"

@@ -103,8 +103,9 @@ def _write(folder: int, name: bytes, blob: Blob, blobs: "Blobs") -> None:
     if blob.mode == _MODULE:
         os.mkdir(name, 0o777, dir_fd=folder)
     elif blob.mode == _LINK:
-        target = b"".join(blobs.chunks(blob.oid)) if blob.size < MAX_LINK else b""
-        os.symlink(target or b"?", name, dir_fd=folder)
+        if not 0 < blob.size < MAX_LINK:
+            raise InvalidError(f"the tree has a link {name!r} that no folder can hold", code="bad_path")
+        os.symlink(b"".join(blobs.chunks(blob.oid)), name, dir_fd=folder)
     else:
         fd = os.open(name, _NEW, 0o777 if blob.mode == _PROGRAM else 0o666, dir_fd=folder)
         with _opened(fd):

@@ -7,7 +7,6 @@ else has moved it meanwhile. So it is done whole or not at all, wherever it is c
 
 import asyncio
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -95,7 +94,7 @@ class Judging:
         settings = self.core.settings
         if not settings.review:
             return Review("none")
-        owner, copy = Owner(row.owner), await in_thread(_room_for, self.yard.home(row), row)
+        owner, copy = Owner(row.owner), await in_thread(self._room_for, row)
         try:
             await self.yard.of(row, partial(_copied, found.tree, copy))
             return await reviewing.checked(settings.review, copy, owner, settings.home, settings.review_timeout)
@@ -103,6 +102,16 @@ class Judging:
             return Review("not run", str(e))
         finally:
             await asyncio.shield(in_thread(self.yard.wipe, copy))
+
+    def _room_for(self, row: Worktree) -> Path:
+        """Where the checks' copy lies: in the home, or where another user can get at it."""
+        if Owner(row.owner).ours:
+            self.yard.wipe(place := self.yard.home(row) / "review")
+            place.mkdir(mode=0o700)
+            return place
+        for left in Path(_PASSABLE).glob(f"cu-fleet-{row.id}-*"):
+            self.yard.wipe(left)
+        return Path(tempfile.mkdtemp(prefix=f"cu-fleet-{row.id}-", dir=_PASSABLE))
 
     async def _kept(self, row: Worktree, found: Findings | None, review: Review, problem: str) -> None:
         """Written down, with what a person is asked."""
@@ -159,7 +168,7 @@ class Judging:
 
     async def merge(self, key: str, who: Caller) -> dict[str, object]:
         """Commit what was staged in the agent's name and merge it; refused, nothing is changed."""
-        async with self.yard.turn_nowait(key):
+        async with self.yard.turn_soon(key):
             row = await self.yard.now(key)
             if row.outcome == "merged":
                 return _told(row)
@@ -195,7 +204,7 @@ class Judging:
             done = row.but(committed=tip)
             await self.core.change(lambda tx: self.yard.put(tx, done, "committed", who.who, commit=tip))
         target = row.into or row.protected
-        why = f"{target} is a protected branch" if target else f"{row.base} is no branch, and no other was named"
+        why = f"{target} is a protected branch" if target else f"{row.base} is no local branch, and no other was named"
         raise DeniedError(
             f"nothing was merged: {why}; the work is committed on {row.branch}",
             remedy=f"git push -u origin {row.branch}, then open a pull request from it, as by gh pr create",
@@ -239,8 +248,8 @@ class Judging:
             raise
         return await self._merged(row)
 
-    async def _merged(self, row: Worktree) -> Worktree:
-        after = moved(row, _E.REMOVE, outcome="merged", problem="")
+    async def _merged(self, row: Worktree, problem: str = "") -> Worktree:
+        after = moved(row, _E.REMOVE, outcome="merged", problem=problem)
         commit = row.merge.after if row.merge else None
         return await self.core.change(
             lambda tx: self.yard.put(tx, after, "merged", row.by, into=row.into, commit=commit)
@@ -248,10 +257,11 @@ class Judging:
 
     async def go_on(self, row: Worktree) -> None:
         """A merge that was cut off: finished if the branch was moved, else not begun."""
-        if await self.yard.of(row, partial(_finished, row)):
+        done, problem = await self.yard.of(row, partial(_finished, row))
+        if done:
             why = "it was merged when it was approved before"
             await self.core.change(lambda tx: withdraw(self.core, tx, Kind.MERGE, row.id, "controller", why))
-            await self._merged(row)
+            await self._merged(row, problem)
         else:
             after = moved(row, _E.FAIL, merge=None, by="", problem="the merge was cut off before anything was changed")
             await self.core.change(lambda tx: self.yard.put(tx, after, "not_merged", "controller"))
@@ -280,14 +290,19 @@ def _moved_on(row: Worktree, commits: Commits, places: list[Place], repository: 
         raise
 
 
-def _finished(row: Worktree, repository: Repository) -> bool:
+def _finished(row: Worktree, repository: Repository) -> tuple[bool, str]:
+    """Whether the target has it, and what went wrong with work trees that have to follow."""
     commits, into = row.merge, row.into or ""
     assert commits
     now = repository.tip(f"refs/heads/{into}")
+    problem = ""
     if now == commits.after and commits.after != commits.before:
-        for place in repository.places(into):
-            repository.bring_up(place, commits.before, commits.after)
-    return now is not None and repository.contains(commits.tip, now)
+        try:
+            for place in repository.places(into):
+                repository.bring_up(place, commits.before, commits.after)
+        except FleetError as e:  # somebody has gone on there meanwhile
+            problem = e.what
+    return now is not None and repository.contains(commits.tip, now), problem
 
 
 def _copied(tree: str, copy: Path, repository: Repository) -> None:
@@ -297,19 +312,6 @@ def _copied(tree: str, copy: Path, repository: Repository) -> None:
     owner = repository.git.owner
     if not owner.ours:
         _chown(copy, owner.uid, owner.gid)
-
-
-def _room_for(home: Path, row: Worktree) -> Path:
-    """Where the checks' copy lies: in the home, or where another user can get at it."""
-    if Owner(row.owner).ours:
-        place = home / "review"
-        if place.exists():
-            shutil.rmtree(place)
-        place.mkdir(mode=0o700)
-        return place
-    for left in Path(_PASSABLE).glob(f"cu-fleet-{row.id}-*"):
-        shutil.rmtree(left)
-    return Path(tempfile.mkdtemp(prefix=f"cu-fleet-{row.id}-", dir=_PASSABLE))
 
 
 def _take_back(place: Path) -> None:

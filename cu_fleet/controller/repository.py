@@ -12,7 +12,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from cu_fleet.controller.carrying import MARK, Blob, Name, Tree, gits_own
 from cu_fleet.controller.git import LONG, Git, Owner
@@ -147,6 +147,7 @@ class Repository:
         (mark / ".gitignore").write_text("*\n")
         told = {"worktree": worktree.id, "agent": worktree.agent, "lease": worktree.lease, "desktop": worktree.desktop}
         told |= {"branch": worktree.branch, "base": worktree.base, "into": worktree.into or ""}
+        told["on_the_desktop"] = f"~/Shared/{worktree.name}"
         (mark / "worktree.json").write_text(json.dumps(told, indent=2) + "\n")
 
     def unlink(self, worktree: Worktree, *, keep_branch: bool) -> None:
@@ -180,7 +181,8 @@ class Repository:
         changes.seek(0)
         self.git.run("fast-import", "--quiet", "--force", stdin=changes, within=LONG)
         tree = self.git.ask("rev-parse", "--verify", f"{kept_ref(worktree)}^{{tree}}")
-        if self.entry(worktree).exists():
+        with contextlib.suppress(FleetError):  # whoever looks into the folder sees it staged; what counts is the tree
+            self.git.as_owner("rm", "-f", "--", str(self.entry(worktree) / "index.lock"))  # of a git that was killed
             self.git.run("read-tree", tree, git_dir=self.entry(worktree))
         return tree
 
@@ -301,7 +303,7 @@ class Repository:
         off = {f"{driver}.{what}": "" for driver in drivers for what in ("clean", "smudge", "process")}
         off |= {f"{driver}.required": "false" for driver in drivers}
         words = ["read-tree", "-m", "-u", "--no-recurse-submodules", before, after]
-        where: dict[str, Path] = {"git_dir": place.git_dir, "work_tree": place.top}
+        where: dict[str, Any] = {"git_dir": place.git_dir, "work_tree": place.top}
         try:  # what git knows of its files' times may be old, as after a copy
             self.git.run("update-index", "-q", "--refresh", fine=(0, 1), within=LONG, **where)
             self.git.run(*words, config=off, within=LONG, **where)

@@ -166,7 +166,7 @@ class Worktrees:
                 f"{what} is under way in {top or own}", remedy="finish it or give it up first", code="under_way"
             )
         commit = repository.commit(ask.base, own)
-        check_base(repository.tree(commit), ask.base)
+        check_base(tree := repository.tree(commit), ask.base)
         branch = repository.branch(ask.base, own)
         if ask.into is not None:
             if repository.tip(f"refs/heads/{ask.into}") is None:
@@ -182,6 +182,7 @@ class Worktrees:
             base_commit=commit,
             into=ask.into or (None if protected else branch),
             protected=protected,
+            size_bytes=sum(blob.size for blob in tree.values()),
             review=self.core.settings.review,
             kept_for=self.core.settings.worktrees_for,
         )
@@ -193,7 +194,7 @@ class Worktrees:
 
         def work(tx: Tx) -> str:
             lease = self.core.get_lease(tx, lease_id)
-            desktop = self._desktop_for(tx, lease)
+            desktop = self._desktop_for(tx, lease, plan.size_bytes)
             row = Worktree(
                 id=(key := new_id("wt")),
                 lease=lease.id,
@@ -219,7 +220,7 @@ class Worktrees:
             )
         return row
 
-    def _desktop_for(self, tx: Tx, lease: Lease) -> Desktop:
+    def _desktop_for(self, tx: Tx, lease: Lease, size: int) -> Desktop:
         desktop = tx.get(Desktop, lease.desktop or "")
         if lease.state is not LeaseState.ACTIVE or desktop is None or desktop.stage is not Stage.HELD:
             raise ConflictError(f"lease {lease.id} holds no desktop now", code="no_desktop", lease=lease.id)
@@ -232,6 +233,12 @@ class Worktrees:
         if taken := tx.find(Worktree, lease=lease.id, state=NOT_GONE):
             raise ConflictError(f"lease {lease.id} has worktree {taken[0].id} already", code="has_worktree")
         self._lending(desktop)
+        if size >= (limit := self.core.profile(desktop.profile).limits.disk):
+            raise ConflictError(
+                f"its files take {size} bytes, and a desktop of profile {desktop.profile} may write {limit}",
+                remedy="raise the profile's limits.disk",
+                code="too_large",
+            )
         return desktop
 
     def _lending(self, desktop: Desktop) -> Lending:
@@ -309,6 +316,7 @@ class Worktrees:
         desktop, place = await self.yard.desktop(row), self.yard.folder(row)
         there = place.exists()
         if not there and desktop and desktop.handle and row.inode:
+            await in_thread(folder, self.yard.home(row))
             there = await self._lending(desktop).fetch(desktop.handle, row.name, place, row.inode)
         problem = problem if there else "its folder was no longer in the slot"
         now = self.core.now()
@@ -324,7 +332,7 @@ class Worktrees:
 
     async def remove(self, key: str, outcome: Outcome, by: str) -> Worktree:
         """Give it up: branch, folder, and what waits for a person because of it."""
-        async with self.yard.turn_nowait(key):
+        async with self.yard.turn_soon(key):
             await self._give_up(await self.yard.now(key), outcome, by)
         await asyncio.shield(self.poke(key))
         return await self.yard.now(key)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import fnmatch
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from cu_fleet.stores.base import Tx
 from cu_fleet.threads import in_thread
 
 T = TypeVar("T")
+_SOON = 5.0  # seconds
 
 
 class Yard:
@@ -60,14 +61,21 @@ class Yard:
         """Whoever does something to a worktree does it alone."""
         return self._turns.setdefault(key, asyncio.Lock())
 
-    def turn_nowait(self, key: str) -> asyncio.Lock:
-        """The same, for a person: refused while it is being worked on."""
+    @contextlib.asynccontextmanager
+    async def turn_soon(self, key: str) -> AsyncIterator[None]:
+        """The same, for a person: refused if it is being worked on for long."""
         turn = self.turn(key)
-        if turn.locked():
+        try:
+            async with asyncio.timeout(_SOON):
+                await turn.acquire()
+        except TimeoutError:
             raise ConflictError(
                 f"worktree {key} is being worked on", remedy="ask again soon", code="worktree_busy", worktree=key
-            )
-        return turn
+            ) from None
+        try:
+            yield
+        finally:
+            turn.release()
 
     def forget(self, key: str) -> None:
         self._turns.pop(key, None)

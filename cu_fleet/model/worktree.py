@@ -161,6 +161,7 @@ class WorktreePlan(Value):
     base_commit: str
     into: str | None
     protected: str | None  # the branch that would have been the target, if nothing may be merged into it
+    size_bytes: int  # of all its files
     review: tuple[str, ...]
     kept_for: float  # seconds
 

@@ -168,6 +168,8 @@ def test_refused_nothing_is_changed_and_the_person_is_asked_again(within: Callab
     async def body(fleet: Fleet, repository: Repository) -> None:
         one = await begun(fleet, repository)
         (one.place / "README").write_text("theirs\n")
+        (one.place / "new").write_text("new\n")
+        (repository.top / ".git" / "worktrees" / f"cu-fleet-{one.worktree[3:]}" / "index.lock").touch()
         await one.release()
 
         async def refused(code: str) -> None:
@@ -184,7 +186,9 @@ def test_refused_nothing_is_changed_and_the_person_is_asked_again(within: Callab
         repository.git("update-ref", "MERGE_HEAD", "HEAD")
         await refused("under_way")
         (repository.top / ".git" / "MERGE_HEAD").unlink()
-        repository.write(untracked="in nobody's way\n")
+        repository.write(new="in the way\n")
+        await refused("target_dirty")
+        (repository.top / "new").rename(repository.top / "untracked")
         ours = repository.commit("ours", README="mine\n")
         await refused("merge_conflict")
         repository.git("reset", "-q", "--hard", f"{ours}~1")
