@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cu_fleet.backends.memory_inside import MemoryDesktop
-from cu_fleet.controller import watching
+from cu_fleet.controller import showing
 from cu_fleet.model.access import Caller, Grants, Role
 from cu_fleet.model.action import Click, KeyDown, Press, Type
 from cu_fleet.model.audit import Entry
@@ -28,7 +28,7 @@ EVE = Caller(operator="eve", role=Role.OBSERVER)
 
 @pytest.fixture(autouse=True)
 def _no_time_to_lose(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "WRONG", 0.05)
+    monkeypatch.setattr(showing, "WRONG", 0.05)
 
 
 @asynccontextmanager
@@ -427,13 +427,13 @@ def test_a_killed_controller_leaves_no_viewer_on_record(tmp_path: Path, monkeypa
 
 
 def test_whoever_shows_no_ticket_holds_no_place_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "_ENTER_WITHIN", 1.0)
+    monkeypatch.setattr(showing, "ENTER_WITHIN", 1.0)
 
     async def body() -> None:
         async with leased(tmp_path) as (fleet, view):
             ticket = await fleet.controller.watch(ANA, view.lease)
             loop = asyncio.get_running_loop()
-            idle = [await connected(ticket) for _ in range(watching.MOST_ENTERING)]
+            idle = [await connected(ticket) for _ in range(showing.MOST_ENTERING)]
             greetings = [await loop.sock_recv(sock, 12) for sock in idle]
             assert set(greetings) == {b"RFB 003.008\n"}
             one_more = await connected(ticket)
