@@ -41,6 +41,7 @@ class Settings(Value):
     start_timeout: Seconds = Field(30.0, description="How long a desktop may take to start before it is given up.")
     backend_timeout: Seconds = Field(30.0, description="How long a backend may take to stop, list or free something.")
     snapshot_timeout: Seconds = Field(600.0, description="How long saving a desktop's state may take.")
+    snapshots_quota: Size = Field(64 << 30, description="Bytes of all snapshots, past which no more are asked for.")
     evidence: bool = Field(True, description="Keep the last frame of a revoked desktop.")
     approval_timeout: Seconds = Field(
         600.0, gt=0, description="How long a person may take to answer what an agent asks; and the agent then to act."
