@@ -15,6 +15,7 @@ The lease's socket and its port on loopback are opened with its first ticket, an
 
 import asyncio
 import logging
+import threading
 from functools import partial
 
 from cu_fleet.controller.actor import Actors
@@ -48,8 +49,11 @@ class Watching:
         self.listening = Listening(core.settings.home / "watch", self.serve)
         self._task: asyncio.Task[None] | None = None
         self._fences = 0  # how many were closed
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
 
     async def start(self) -> None:
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         await self.core.note(partial(interrupted, self.core))
         self.listening.clear()
         self._task = asyncio.create_task(self._review_always(), name="viewers: review")
@@ -130,7 +134,14 @@ class Watching:
         return tuple(watcher.view() for watcher in list(self.showing.watchers) if watcher.lease == lease_id)
 
     def fenced(self, desktop: str, why: FleetError) -> None:
+        """A restore closes it in its transaction, and so on the store's thread."""
         self._fences += 1
+        if self._loop is not None and threading.get_ident() != self._thread:
+            self._loop.call_soon_threadsafe(self._fenced, desktop, why)
+        else:
+            self._fenced(desktop, why)
+
+    def _fenced(self, desktop: str, why: FleetError) -> None:
         for watcher in self._of(desktop):
             if isinstance(why, LeaseOverError) or why.code == "restoring":
                 self.showing.end(watcher, why)
