@@ -60,15 +60,25 @@ class DockerVncBackend:
         container = await do(lambda api: house.create(api, desk, spec, 0))
         within = vnc_options(spec.profile).within
         yield {"desktop": desk.id, "boot": spec.boot, "container": container, "within": within}
-        await do(lambda api: house.begin(api, desk, spec, container))
         try:
             async with asyncio.timeout(_SECONDS_TO_START):
+                await do(lambda api: house.begin(api, desk, spec, container))
                 await self._until_it_greets(desk)
         except TimeoutError:
             why = f"nothing answered on port {vnc_options(spec.profile).port} within {_SECONDS_TO_START:.0f} s"
             raise await self._failed(desk, why) from None
-        except UnavailableError as e:
-            raise await self._failed(desk, str(e)) from None
+        except BrokenError:
+            raise
+        except FleetError as e:
+            raise await self._failed(desk, await self._why(desk, e)) from None
+
+    async def _why(self, desk: Desk, e: FleetError) -> str:
+        """What has failed, or, if the image's own program has ended by then, that."""
+        try:
+            await self.house.engine.do(lambda api: self.house.must_run(api, desk))
+        except FleetError as ended:
+            return str(ended)
+        return str(e)
 
     async def _until_it_greets(self, desk: Desk) -> None:
         """The door is open before the image's server is up."""
