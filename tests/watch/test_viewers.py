@@ -129,7 +129,7 @@ async def _clipboard(desktop: Desktop, text: str) -> bool:
     return await desktop.clipboard_get() == text
 
 
-def test_novnc_in_chromium_shows_every_pixel_and_types_by_the_printed_link(house: Home) -> None:
+def test_novnc_in_chromium_by_the_printed_link_shows_every_pixel_types_and_copies(house: Home) -> None:
     async def body() -> None:
         async with leased(house) as (fleet, desktop):
             done = house.run("lease", "watch", desktop.id, "--control", "--web")
@@ -147,6 +147,13 @@ def test_novnc_in_chromium_shows_every_pixel_and_types_by_the_printed_link(house
                     return not differs(await browser.picture(), await desktop.screenshot())
 
                 await until(equal)
+                panel = "document.querySelector('#noVNC_clipboard_text')"
+                await browser.evaluate(
+                    f"{panel}.value = 'aus dem Browser: π'; {panel}.dispatchEvent(new Event('change'))"
+                )
+                await until(lambda: _clipboard(desktop, "aus dem Browser: π"))
+                await desktop.clipboard_set("vom Desktop: ü")
+                await until(lambda: browser.evaluate(f"{panel}.value == 'vom Desktop: ü'"))
                 refused = [line for line in browser.said if "Content Security Policy" in line or "exception" in line]
                 assert refused == []
                 await fleet.revoke(desktop.id, reason="enough", bar=None)
@@ -173,7 +180,7 @@ def test_two_viewers_and_one_that_stopped_reading_while_the_agent_acts(house: Ho
             asleep = await stopped(await fleet.watch(desktop.id))
             assert len((await fleet.show(desktop.id)).watchers) == 3
             for n in range(40):
-                await desktop.act([{"type": "move", "x": 10 + 7 * n, "y": 10 + 5 * n}, {"type": "click"}])
+                await desktop.act([{"type": "click", "x": 10 + 15 * n, "y": 10 + 11 * n}])
             now = await desktop.screenshot(pointer=True)
             for screen in (one, two):
                 await until(lambda screen=screen: _same(screen, now))
