@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.door import Door
+from tests.api.door import Door, problem
 from tests.controller.fleet import ANA
 from tests.mcp.house import house
 from tests.support import run
@@ -92,6 +92,23 @@ def test_no_way_is_open_without_a_right_token(tmp_path: Path) -> None:
                         assert forged not in answer.text
             assert await _standing(door) == before
             assert not [x for x in next(iter(door.fleet.world.desktops.values())).events if x[0] == "key" or x[3]]
+
+    run(body(), timeout=60)
+
+
+def test_a_page_from_elsewhere_reaches_no_way_even_with_a_right_token(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with house(tmp_path) as door, ways(door) as found:
+            token, before = await door.operator("admin", "root"), await _standing(door)
+            everywhere = [
+                *found,
+                *(("post", path, path, True) for path in ("/mcp", "/healthz", "/openapi.json", "/none")),
+            ]
+            for header, code in ({"Host": "evil.example"}, "wrong_host"), ({"Origin": "null"}, "foreign_origin"):
+                async with door.tcp_client(token) as http:
+                    for way in everywhere:
+                        problem(await answers(http, way, **header), 403, code)
+            assert await _standing(door) == before
 
     run(body(), timeout=60)
 
