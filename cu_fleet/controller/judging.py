@@ -27,12 +27,12 @@ from cu_fleet.model.errors import ConflictError, DeniedError, FleetError
 from cu_fleet.model.lease import Lease
 from cu_fleet.model.worktree import Commits, Worktree, WorktreeEvent, WorktreeState, moved
 from cu_fleet.stores.base import Tx
-from cu_fleet.threads import in_thread
 
 _PASSABLE = "/var/tmp"  # noqa: S108 - what is made there is made anew, and private
 MOST_SHOWN = 200 << 10  # bytes of the diff in a summary
 SUMMARY = "summary.md"
 _LOG = 100
+_AT_ONCE = 3  # worktrees that are looked through and checked
 _INTENTS = 2000  # entries of the record that are looked through
 _S, _E = WorktreeState, WorktreeEvent
 
@@ -44,15 +44,20 @@ class Judging:
         self.approving = approving
         self.poke: Callable[[str], object] = lambda key: None  # set by the worktrees: it has something to do
         approving.on_approved[Kind.MERGE] = self._approved
+        self._room = asyncio.Semaphore(_AT_ONCE)
 
     # looking through it
 
     async def judge(self, row: Worktree) -> None:
         """Find out what the agent left, have it checked, and ask a person, or remove what is as it was."""
+        async with self._room:
+            await self._judge(row)
+
+    async def _judge(self, row: Worktree) -> None:
         place = self.yard.folder(row)
         try:
             if place.exists():
-                await in_thread(_take_back, place)
+                await self.yard.in_thread(_take_back, place)
                 await self.yard.of(row, lambda repository: repository.point(row, place))
             found = await self.yard.of(row, partial(self._look, row))
         except (FleetError, OSError) as e:
@@ -94,14 +99,14 @@ class Judging:
         settings = self.core.settings
         if not settings.review:
             return Review("none")
-        owner, copy = Owner(row.owner), await in_thread(self._room_for, row)
+        owner, copy = Owner(row.owner), await self.yard.in_thread(self._room_for, row)
         try:
             await self.yard.of(row, partial(_copied, found.tree, copy))
             return await reviewing.checked(settings.review, copy, owner, settings.home, settings.review_timeout)
         except (FleetError, OSError) as e:
             return Review("not run", str(e))
         finally:
-            await asyncio.shield(in_thread(self.yard.wipe, copy))
+            await asyncio.shield(self.yard.in_thread(self.yard.wipe, copy))
 
     def _room_for(self, row: Worktree) -> Path:
         """Where the checks' copy lies: in the home, or where another user can get at it."""
@@ -115,12 +120,12 @@ class Judging:
 
     async def _kept(self, row: Worktree, found: Findings | None, review: Review, problem: str) -> None:
         """Written down, with what a person is asked."""
-        size = await in_thread(size_of, folder(self.yard.home(row)))
+        size = await self.yard.in_thread(size_of, folder(self.yard.home(row)))
         more: dict[str, object] = {"problem": problem, "verdict": review.verdict, "size_bytes": size}
         if found:
             intents = await self.core.read(partial(_intents, row.lease))
             text = reviewing.summary(row, found, review, intents)
-            await in_thread((folder(self.yard.home(row)) / SUMMARY).write_text, text)
+            await self.yard.in_thread((folder(self.yard.home(row)) / SUMMARY).write_text, text)
             more |= {"tip": found.tip, "tree": found.tree, "commits": found.commits, "files": len(found.numbers)}
             more |= {"insertions": found.insertions, "deletions": found.deletions}
 

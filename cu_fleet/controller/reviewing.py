@@ -27,16 +27,8 @@ _MOST_FILES = 100
 _MOST_INTENTS = 20
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_OBEYED: tuple[str, ...] = (
-    ".git*",
-    ".github/*",
-    ".gitlab-ci*",
-    ".circleci/*",
-    ".husky/*",
-    ".pre-commit-config.y*",
-    ".vscode/*",
-)
-_OBEYED += (".devcontainer*", ".envrc", ".mcp.json", ".codex/*", ".claude/*", ".cursor*", "AGENTS.md", "CLAUDE.md")
+_OBEYED = """.gitattributes .gitmodules .github/* .gitlab-ci* .circleci/* .husky/* .pre-commit-config.y* .vscode/*
+    .devcontainer* .envrc .mcp.json .codex/* .claude/* .cursor* AGENTS.md CLAUDE.md""".split()
 
 
 @dataclass(frozen=True)

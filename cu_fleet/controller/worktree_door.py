@@ -21,7 +21,6 @@ from cu_fleet.model.worktree import (
     WorktreeView,
 )
 from cu_fleet.stores.base import Tx
-from cu_fleet.threads import in_thread
 
 MOST = 8 << 20  # bytes of a whole diff
 _SAME = {
@@ -77,7 +76,7 @@ class WorktreeDoor:
     async def summary(self, who: Caller, key: str) -> str:
         who.needs(Role.OBSERVER)
         row = await self._judged(key)
-        return await in_thread(self.yard.home(row).joinpath(SUMMARY).read_text)
+        return await self.yard.in_thread(self.yard.home(row).joinpath(SUMMARY).read_text)
 
     async def diff(self, who: Caller, key: str) -> str:
         who.needs(Role.OBSERVER)

@@ -41,10 +41,8 @@ from cu_fleet.model.worktree import (
     moved,
 )
 from cu_fleet.stores.base import Tx
-from cu_fleet.threads import in_thread
 
 log = logging.getLogger(__name__)
-_AT_ONCE = 3  # worktrees that are worked on at the same time
 _S, _E = WorktreeState, WorktreeEvent
 _KEEPERS = (Stage.CLEANING, Stage.PARKING, Stage.STOPPING)  # of a desktop whose slot its keeper is about to empty
 
@@ -55,7 +53,6 @@ class Worktrees:
         self.yard = yard = Yard(core)
         self.judging = Judging(yard, approving)
         self.judging.poke = self.poke
-        self._room = asyncio.Semaphore(_AT_ONCE)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
         self._watching: asyncio.Task[None] | None = None
@@ -119,8 +116,7 @@ class Worktrees:
             step = steps.get(row.state) if row else None
             if row is None or step is None:
                 return False
-            async with self._room:
-                await step(row)
+            await step(row)
         after = await self.core.read(lambda tx: tx.get(Worktree, worktree))
         return after is not None and after.state is not row.state
 
@@ -155,9 +151,9 @@ class Worktrees:
 
     async def plan(self, ask: WorktreeAsk) -> WorktreePlan:
         """What it would be; refused in words if it cannot be."""
-        if await in_thread(_is_ours, Path(ask.repository), self.core.settings.home):
+        if await self.yard.in_thread(_is_ours, Path(ask.repository), self.core.settings.home):
             raise InvalidError(f"{ask.repository} is a folder of the fleet's own", code="no_repository")
-        common, own, top, owner = await in_thread(git.found, Path(ask.repository))
+        common, own, top, owner = await self.yard.in_thread(git.found, Path(ask.repository))
         return await self.yard.within(str(common), owner, lambda repository: self._planned(repository, own, top, ask))
 
     def _planned(self, repository: Repository, own: Path, top: Path | None, ask: WorktreeAsk) -> WorktreePlan:
@@ -316,7 +312,7 @@ class Worktrees:
         desktop, place = await self.yard.desktop(row), self.yard.folder(row)
         there = place.exists()
         if not there and desktop and desktop.handle and row.inode:
-            await in_thread(folder, self.yard.home(row))
+            await self.yard.in_thread(folder, self.yard.home(row))
             there = await self._lending(desktop).fetch(desktop.handle, row.name, place, row.inode)
         problem = problem if there else "its folder was no longer in the slot"
         now = self.core.now()
@@ -346,9 +342,9 @@ class Worktrees:
         await self.core.change(work)
 
     async def _remove(self, row: Worktree) -> None:
-        if await in_thread(Path(row.repository).exists):
+        if await self.yard.in_thread(Path(row.repository).exists):
             await self.yard.of(row, lambda repository: repository.unlink(row, keep_branch=bool(row.committed)))
-        await in_thread(self.yard.wipe, self.yard.home(row))
+        await self.yard.in_thread(self.yard.wipe, self.yard.home(row))
 
         def work(tx: Tx) -> None:
             after = moved(self.yard.get(tx, row.id), _E.REMOVED)

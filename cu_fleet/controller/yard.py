@@ -5,8 +5,9 @@ import contextlib
 import fnmatch
 import os
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from cu_fleet.backends.tree import wipe
 from cu_fleet.controller.core import Core
@@ -17,16 +18,19 @@ from cu_fleet.model.errors import ConflictError, NotFoundError
 from cu_fleet.model.lease import Lease, LeaseState
 from cu_fleet.model.worktree import Worktree
 from cu_fleet.stores.base import Tx
-from cu_fleet.threads import in_thread
+from cu_fleet.threads import Threads
 
 T = TypeVar("T")
+P = ParamSpec("P")
 _SOON = 5.0  # seconds
+_AT_ONCE = 8  # pieces of work with git; what is quick must not wait behind what goes through all files
 
 
 class Yard:
     def __init__(self, core: Core) -> None:
         self.core = core
         self._turns: dict[str, asyncio.Lock] = {}
+        self._threads = Threads("worktree", _AT_ONCE)
 
     def get(self, tx: Tx, key: str) -> Worktree:
         row = tx.get(Worktree, key)
@@ -102,10 +106,14 @@ class Yard:
     def protected(self, branch: str) -> bool:
         return any(fnmatch.fnmatchcase(branch, pattern) for pattern in self.core.settings.protected_branches)
 
+    async def in_thread(self, work: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
+        """On a thread of the worktrees' own: what takes its time here keeps nobody else waiting."""
+        return await self._threads.give(partial(work, *args, **more)).settled()
+
     async def within(self, repository: str, owner: int, work: Callable[[Repository], T]) -> T:
         """Work with git on a thread. Cancelled, what runs is ended, and this returns when it has."""
         git = Git(Path(repository), owner)
-        job = asyncio.create_task(in_thread(lambda: work(Repository(git))), name=f"git in {repository}")
+        job = asyncio.create_task(self.in_thread(lambda: work(Repository(git))), name=f"git in {repository}")
         try:
             return await asyncio.shield(job)
         except asyncio.CancelledError:
