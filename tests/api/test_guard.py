@@ -1,5 +1,6 @@
 """What stands before every request: a page in a browser, a body without end."""
 
+import json
 from pathlib import Path
 
 import pytest
