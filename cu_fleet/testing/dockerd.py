@@ -57,6 +57,10 @@ def _data() -> str:
     return "memory" if free > 4 << 30 else "disk"
 
 
+def _child(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
 class PrivateDocker:
     """`with PrivateDocker() as engine: backend = DockerBackend(place, engine.host)`"""
 
@@ -93,6 +97,12 @@ class PrivateDocker:
     @property
     def log(self) -> str:
         return (self.folder / "log").read_text("utf-8", "replace")
+
+    @property
+    def pid(self) -> int:
+        """Of the engine itself, as seen here."""
+        assert self._engine
+        return _child(self._engine.pid)
 
     def beside(self, *command: str) -> list[str]:
         """The command that runs another where the engine is, such as in its network."""
@@ -175,8 +185,7 @@ class PrivateDocker:
     def _end(self, how: signal.Signals) -> None:
         process, self._engine = self._engine, None
         if process and process.poll() is None:
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            os.kill(int(children[0]), how)  # nsenter waits for it
+            os.kill(_child(process.pid), how)  # nsenter waits for it
             try:
                 process.wait(DEADLINE)
             except subprocess.TimeoutExpired:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cu_fleet.backends.docker import images
+from cu_fleet.backends import door
+from cu_fleet.backends.docker import house, images
 from cu_fleet.backends.docker.disk import Counting
 from cu_fleet.backends.docker.engine import Engine
 from cu_fleet.model.errors import ConflictError, FleetError, UnavailableError
@@ -208,7 +209,7 @@ def test_an_engine_that_is_not_there_is_told(tmp_path: Path) -> None:
         asyncio.run(ask())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def own_engine(archive: Path) -> Iterator[PrivateDocker]:
     """One that a test may kill."""
 
@@ -247,7 +248,12 @@ def test_an_engine_that_dies_and_comes_back_leaves_nothing_behind(own_engine: Pr
     in_fleet(own_engine, tmp_path, body, timeout=240)
 
 
-def test_what_somebody_else_does_to_a_container_is_told_or_mended(engine: PrivateDocker, tmp_path: Path) -> None:
+def test_what_somebody_else_does_to_a_container_is_told_or_mended(
+    engine: PrivateDocker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "_SECONDS", 1.0)
+    monkeypatch.setattr(house, "_SECONDS_TO_END", 1.0)
+
     async def body(fleet: Fleet) -> None:
         handle = await fleet.start()
         await fleet.ask(lambda api: api.pause(fleet.name()))

@@ -1,5 +1,6 @@
 """Leases on desktops in containers, with the real command line and a real controller: what happens to them is told."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 import pytest
 from docker import APIClient
 
+from cu_fleet import Fleet
 from cu_fleet.backends.docker import images
 from cu_fleet.backends.docker.engine import Engine
 from cu_fleet.testing.dockerd import PrivateDocker
-from tests.acceptance.home import Home, home
+from tests.acceptance.home import Home, home, serving
 from tests.support import run, until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -24,6 +26,7 @@ gates: none
 launch:
   terminal: {command: [xterm, -fa, "DejaVu Sans Mono", -fs, "10"]}
 """
+_OPEN, _CHANCE = ("engine", "controller", "threads"), 4  # what varies a little by itself, and how much
 QUIET = "backend: local\ngates: none\nwarm: 0\n"
 
 
@@ -174,3 +177,55 @@ def signs(house: Home, sign: str) -> set[Path]:
 
 def settled(house: Home) -> bool:
     return all(one["stage"] in ("ready", "held") for one in house.cli("desktop", "list")["desktops"])
+
+
+def test_many_leases_in_a_row_leave_the_engine_and_the_controller_as_they_were(
+    house: Home, engine: PrivateDocker
+) -> None:
+    """Forty here; two hundred were taken by hand with the same result."""
+    house.write_profile("small", f"{SMALL}warm: 2\n")
+    controller = house.up()
+
+    def held() -> dict[str, int]:
+        images, networks = Engine(engine.host).now(lambda api: (api.images(), api.networks()))
+        return {
+            "engine": len(list(Path(f"/proc/{engine.pid}/fd").iterdir())),
+            "controller": len(list(Path(f"/proc/{controller.pid}/fd").iterdir())),
+            "threads": len(list(Path(f"/proc/{controller.pid}/task").iterdir())),
+            "there": len(left(engine)),
+            "images": len(images),
+            "networks": len(networks),
+        }
+
+    async def body() -> None:
+        await serving(house)
+        async with house.client() as fleet:
+
+            async def some(count: int) -> set[tuple[str | None, int | None]]:
+                seen = set()
+                for _ in range(count):
+                    desktop = await fleet.acquire(agent="a", profile="small", wait=60)
+                    seen.add((desktop.lease.desktop, desktop.lease.generation))
+                    await desktop.click(10, 10)
+                    await fleet.release(desktop.id)
+                await until(lambda: _at_rest(fleet, 2), timeout=60)
+                return seen
+
+            await some(8)
+            before = await asyncio.to_thread(held)
+            assert len(await some(32)) == 32, "no desktop is handed out twice under one generation"
+
+            async def as_before() -> bool:
+                now = await asyncio.to_thread(held)
+                return all(now[what] <= before[what] + (_CHANCE if what in _OPEN else 0) for what in before)
+
+            await until(as_before, timeout=30, every=0.5)
+
+    run(body(), timeout=200)
+    house.run("down")
+    controller.wait(30)
+
+
+async def _at_rest(fleet: Fleet, most: int) -> bool:
+    desktops = await fleet.desktops()
+    return len(desktops) <= most and all(one.stage == "ready" for one in desktops)

@@ -197,7 +197,8 @@ def _connect(address: Address, path: str | None) -> APIClient:
     from docker import APIClient
 
     url, tls = (f"unix://{path}", None) if path else (address.host, address.tls)
-    client = APIClient(url, version=_OLDEST, timeout=_SECONDS, max_pool_size=1, tls=tls or False)
+    # On a unix socket the SDK would keep a connection for each of the last so many paths.
+    client = APIClient(url, version=_OLDEST, timeout=_SECONDS, num_pools=1, max_pool_size=1, tls=tls or False)
     client.trust_env = False  # or certificates and proxies meant for the web would be taken for the engine, too
     if path:
         _knock_first(client, address.host, path)
