@@ -146,12 +146,12 @@ class Viewer:
         self._wake.set()
 
     def rang(self) -> None:
-        if not self._suspended:
+        if not self._deaf:
             self._protocol.bell()
             self._wake.set()
 
     def copied(self) -> None:
-        if self.desk is None or self._suspended:
+        if self.desk is None or self._deaf:
             return
         if self._protocol.has(rfb.EXTENDED_CLIPBOARD):
             self._protocol.offer_text(there_is=True)
@@ -161,9 +161,14 @@ class Viewer:
 
     def send_text(self, text: str) -> None:
         """The desktop's clipboard, which was wanted."""
-        if not self._suspended:
+        if not self._deaf:
             self._protocol.send_text(text)
             self._wake.set()
+
+    @property
+    def _deaf(self) -> bool:
+        """Whether it is told nothing: it may not hear it now, or has not taken what it was told before."""
+        return self._suspended or len(self._protocol.out) > _UNSENT
 
     # Reading
 

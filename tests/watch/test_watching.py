@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cu_fleet.backends.memory_inside import MemoryDesktop
-from cu_fleet.controller import showing
+from cu_fleet.controller import showing, steering
 from cu_fleet.model.access import Caller, Grants, Role
 from cu_fleet.model.action import Click, KeyDown, Press, Type
 from cu_fleet.model.audit import Entry
@@ -193,6 +193,28 @@ def test_an_agent_does_not_act_amid_a_persons_drag(tmp_path: Path) -> None:
                 await acting
             told = inside(fleet, view).events
             assert told.index(("pointer", 50, 6, 0)) < told.index(("key", ord("z"), True))
+
+    run(body())
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_what_is_held_may_be_held_while_nobody_else_acts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: bool
+) -> None:
+    monkeypatch.setattr(steering, "_HELD", 0.2)
+
+    async def body() -> None:
+        async with leased(tmp_path) as (fleet, view), viewer(fleet.controller, view.lease, control=True) as screen:
+            if taken:
+                await fleet.controller.take(ANA, view.lease)
+            hands(screen).fingers.point(5, 6, buttons=1)
+            await screen.sync()
+            await until(lambda: entries(fleet, "watch.input.done"))
+            assert (inside(fleet, view).events[-1] == ("pointer", 5, 6, 1)) is taken
+            if taken:
+                hands(screen).fingers.point(7, 8, buttons=0)
+                await screen.sync()
+            await until(lambda: inside(fleet, view).events[-1][3] == 0)
 
     run(body())
 
