@@ -12,20 +12,21 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from cu_fleet.controller import reviewing
+from cu_fleet.controller import merging, reviewing
 from cu_fleet.controller.approving import Approving
 from cu_fleet.controller.carrying import size_of, take_in, write_out
 from cu_fleet.controller.core import folder
 from cu_fleet.controller.git import Owner
+from cu_fleet.controller.merging import Place
 from cu_fleet.controller.pending import withdraw
-from cu_fleet.controller.repository import Place, Repository
+from cu_fleet.controller.repository import Repository
 from cu_fleet.controller.reviewing import Findings, Number, Review
 from cu_fleet.controller.yard import Yard
 from cu_fleet.model.access import Caller
 from cu_fleet.model.approval import OPEN, Approval, Kind
 from cu_fleet.model.errors import ConflictError, DeniedError, FleetError
 from cu_fleet.model.lease import Lease
-from cu_fleet.model.worktree import Commits, Worktree, WorktreeEvent, WorktreeState, moved
+from cu_fleet.model.worktree import Worktree, WorktreeEvent, WorktreeState, moved
 from cu_fleet.stores.base import Tx
 
 _PASSABLE = "/var/tmp"  # noqa: S108 - what is made there is made anew, and private
@@ -180,32 +181,20 @@ class Judging:
             if row.tree is None or row.state is not _S.KEPT:
                 why = row.problem if row.state is _S.KEPT else f"it is {row.state.value}"
                 raise ConflictError(f"worktree {key} cannot be merged: {why}", code="not_mergeable", worktree=key)
-            tip = await self.yard.of(row, partial(self._committed, row, who))
+            tip = await self.yard.of(row, partial(merging.committed, row, who))
             if row.into is None or self.yard.protected(row.into):
                 await self._offer(row, tip, who)
-            commits, places = await self.yard.of(row, partial(self._prepared, row, tip, who))
-            merging = moved(row, _E.MERGE, merge=commits, by=who.who)
-            await self.core.change(lambda tx: self.yard.put(tx, merging, "merging", who.who, **commits.model_dump()))
-            after = await self._move(merging, places)
+            commits, places = await self.yard.of(row, partial(merging.prepared, row, tip, who))
+            begun = moved(row, _E.MERGE, merge=commits, by=who.who)
+            await self.core.change(lambda tx: self.yard.put(tx, begun, "merging", who.who, **commits.model_dump()))
+            after = await self._move(begun, places)
         self.poke(key)
         return _told(after)
-
-    def _committed(self, row: Worktree, who: Caller, repository: Repository) -> str:
-        """The agent's commit of what was staged, or its own last one where nothing was."""
-        assert row.tip
-        assert row.tree
-        if repository.commit_tree_of(row.tip) == row.tree:
-            return row.tip
-        message = (
-            f"{_title(row)}\n\nAgent: {row.agent}\nLease: {row.lease}\nWorktree: {row.id}\nApproved-by: {who.who}\n"
-        )
-        author = (row.agent, f"{row.agent}@agents.cu-fleet.invalid")
-        return repository.commit_tree(row.tree, [row.tip], message, author=author)
 
     async def _offer(self, row: Worktree, tip: str, who: Caller) -> None:
         """What may not be merged here is committed on its own branch, which stays, and the rest is said."""
         if row.committed != tip:
-            await self.yard.of(row, partial(_put_on_branch, row, tip))
+            await self.yard.of(row, partial(merging.put_on_branch, row, tip))
             done = row.but(committed=tip)
             await self.core.change(lambda tx: self.yard.put(tx, done, "committed", who.who, commit=tip))
         target = row.into or row.protected
@@ -218,35 +207,10 @@ class Judging:
             branch=row.branch,
         )
 
-    def refuse_protected(self, into: str) -> None:
-        if self.yard.protected(into):
-            raise DeniedError(
-                f"{into} is a protected branch: nothing is merged into it",
-                remedy="choose another with --into BRANCH, or none",
-                code="protected_branch",
-                into=into,
-            )
-
-    def _prepared(self, row: Worktree, tip: str, who: Caller, repository: Repository) -> tuple[Commits, list[Place]]:
-        """The commit that the target goes to. Nothing is changed by this."""
-        into = row.into or ""
-        before = repository.tip(f"refs/heads/{into}")
-        if before is None:
-            raise ConflictError(f"there is no branch {into} any more", code="no_target", into=into)
-        after = tip if repository.contains(before, tip) else before
-        if after == before and not repository.contains(tip, before):
-            tree = repository.merged_tree(before, tip)
-            message = f"Merge {row.branch}: {_title(row)}\n\nApproved-by: {who.who}\n"
-            after = repository.commit_tree(tree, [before, tip], message)
-        places = repository.places(into)
-        for place in places:
-            repository.check_clean(place, into)
-        return Commits(before=before, after=after, tip=tip), places
-
     async def _move(self, row: Worktree, places: list[Place]) -> Worktree:
         assert row.merge
         try:
-            await self.yard.of(row, partial(_moved_on, row, row.merge, places))
+            await self.yard.of(row, partial(merging.moved_on, row, row.merge, places))
         except FleetError as e:
             failed = moved(row, _E.FAIL, merge=None, by="", problem=(why := e.what))
             await self.core.change(lambda tx: self.yard.put(tx, failed, "not_merged", row.by, problem=why))
@@ -262,7 +226,7 @@ class Judging:
 
     async def go_on(self, row: Worktree) -> None:
         """A merge that was cut off: finished if the branch was moved, else not begun."""
-        done, problem = await self.yard.of(row, partial(_finished, row))
+        done, problem = await self.yard.of(row, partial(merging.finished, row))
         if done:
             why = "it was merged when it was approved before"
             await self.core.change(lambda tx: withdraw(self.core, tx, Kind.MERGE, row.id, "controller", why))
@@ -270,44 +234,6 @@ class Judging:
         else:
             after = moved(row, _E.FAIL, merge=None, by="", problem="the merge was cut off before anything was changed")
             await self.core.change(lambda tx: self.yard.put(tx, after, "not_merged", "controller"))
-
-
-def _put_on_branch(row: Worktree, tip: str, repository: Repository) -> None:
-    ref = f"refs/heads/{row.branch}"
-    repository.move(row.branch, repository.tip(ref) or "", tip, f"cu-fleet: {row.id}")
-
-
-def _moved_on(row: Worktree, commits: Commits, places: list[Place], repository: Repository) -> None:
-    """The branch first: git refuses if it is not where it was. Work trees that do not follow take it back."""
-    into = row.into or ""
-    if commits.before == commits.after:
-        return
-    repository.move(into, commits.before, commits.after, f"cu-fleet: merge {row.id} of {row.agent}")
-    done: list[Place] = []
-    try:
-        for place in places:
-            repository.bring_up(place, commits.before, commits.after)
-            done.append(place)
-    except FleetError:
-        for place in done:
-            repository.bring_up(place, commits.after, commits.before)
-        repository.move(into, commits.after, commits.before, f"cu-fleet: undo merge of {row.id}")
-        raise
-
-
-def _finished(row: Worktree, repository: Repository) -> tuple[bool, str]:
-    """Whether the target has it, and what went wrong with work trees that have to follow."""
-    commits, into = row.merge, row.into or ""
-    assert commits
-    now = repository.tip(f"refs/heads/{into}")
-    problem = ""
-    if now == commits.after and commits.after != commits.before:
-        try:
-            for place in repository.places(into):
-                repository.bring_up(place, commits.before, commits.after)
-        except FleetError as e:  # somebody has gone on there meanwhile
-            problem = e.what
-    return now is not None and repository.contains(commits.tip, now), problem
 
 
 def _copied(tree: str, copy: Path, repository: Repository) -> None:
@@ -335,11 +261,6 @@ def _chown(place: Path, uid: int, gid: int) -> None:
 def _intents(lease: str, tx: Tx) -> list[str]:
     """What the agent said it did, in its own words."""
     return [entry.intent for entry in tx.newest(limit=_INTENTS, lease=lease) if entry.intent]
-
-
-def _title(row: Worktree) -> str:
-    words = " ".join(reviewing.shown(row.intent).split())
-    return (words[:69] + "…" if len(words) > 70 else words) or f"Work of agent {row.agent}"
 
 
 def _told(row: Worktree) -> dict[str, object]:

@@ -7,15 +7,13 @@ git documents, since git would have to enter the folder to do so. It is locked: 
 
 import contextlib
 import json
-import os
-import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO
 
-from cu_fleet.controller.carrying import MARK, Blob, Name, Tree, gits_own
-from cu_fleet.controller.git import LONG, Git, Owner
+from cu_fleet.controller.carrying import MARK, Blob, Tree, gits_own
+from cu_fleet.controller.git import LONG, Git
+from cu_fleet.controller.ignoring import Ignoring, scratch_for
 from cu_fleet.model.errors import ConflictError, FleetError, NotFoundError, UnavailableError
 from cu_fleet.model.worktree import Worktree
 
@@ -29,13 +27,6 @@ _UNDER_WAY = {
     "REVERT_HEAD": "a revert",
     "BISECT_LOG": "a bisection",
 }
-
-
-class Place(NamedTuple):
-    """A work tree of the user's own, in which a branch is checked out."""
-
-    top: Path
-    git_dir: Path
 
 
 class Repository:
@@ -99,18 +90,18 @@ class Repository:
             yield _Blobs(process.stdin, process.stdout)
 
     @contextlib.contextmanager
-    def ignoring(self) -> Iterator["_Ignoring"]:
+    def ignoring(self) -> Iterator[Ignoring]:
         """What git would leave out of a folder. It sees the ignore files only, and the names of folders."""
         words = ["check-ignore", "-z", "-v", "-n", "--stdin", "--no-index"]
         own = self.git.run("config", "--path", "--get", "core.excludesFile", fine=(0, 1), homely=True)[1].strip()
         config = {"core.excludesFile": own.decode("utf-8", "replace")} if own else {}
         with (
-            _scratch(self.git.owner) as scratch,
+            scratch_for(self.git.owner) as scratch,
             self.git.talking(*words, work_tree=scratch, config=config) as process,
         ):
             assert process.stdin
             assert process.stdout
-            yield _Ignoring(process.stdin, process.stdout, scratch)
+            yield Ignoring(process.stdin, process.stdout, scratch)
 
     # the linked worktree
 
@@ -206,127 +197,9 @@ class Repository:
     def commits(self, after: str, until: str) -> int:
         return int(self.git.ask("rev-list", "--count", f"{after}..{until}"))
 
-    # merging
-
-    def committer(self) -> tuple[str, str]:
-        """The user's own name and address, as git knows them."""
-        try:
-            said = self.git.ask("var", "GIT_COMMITTER_IDENT", homely=True)
-        except UnavailableError as e:
-            raise ConflictError(
-                f"git does not know who commits for {self.git.owner.name} ({e.what})",
-                remedy=f"as {self.git.owner.name}: git config --global user.name NAME, and user.email ADDRESS",
-                code="no_committer",
-            ) from None
-        name, _, rest = said.partition(" <")
-        return name, rest.partition(">")[0]
-
-    def commit_tree(self, tree: str, parents: list[str], message: str, *, author: tuple[str, str] | None = None) -> str:
-        name, address = self.committer()
-        given = {"user.name": name, "user.email": address, "user.useConfigOnly": "true"}
-        if author:
-            given |= {"author.name": author[0], "author.email": author[1]}
-        words = ["commit-tree", tree, *(word for parent in parents for word in ("-p", parent))]
-        return self.git.run(*words, stdin=message.encode(), config=given)[1].decode().strip()
-
-    def merged_tree(self, into: str, tip: str) -> str:
-        """The tree of both; a conflict is refused."""
-        code, said = self.git.run(
-            "merge-tree", "--write-tree", "--name-only", "--no-messages", "-z", into, tip, fine=(0, 1)
-        )
-        tree, *files = [part.decode("utf-8", "backslashreplace") for part in said.split(b"\0") if part]
-        if code:
-            some = ", ".join(dict.fromkeys(files[:10]))
-            raise ConflictError(
-                f"it conflicts with what has come into the branch meanwhile, in {some}",
-                remedy="nothing was changed; merge its branch by hand, or let an agent begin from there",
-                code="merge_conflict",
-                files=files[:100],
-            )
-        return tree
-
-    def places(self, branch: str) -> list[Place]:
-        """Where this branch is checked out. What an agent's folder says of itself is not asked."""
-        found = []
-        for git_dir in [self.git.folder, *sorted(self.git.folder.glob("worktrees/*"))]:
-            code, said = self.git.run("symbolic-ref", "--quiet", "HEAD", git_dir=git_dir, fine=(0, 1, 128))
-            top = self._top_of(git_dir) if not code and said.decode().strip() == f"refs/heads/{branch}" else None
-            if top is None or not (top / ".git").exists():
-                continue
-            if git_dir.name.startswith(OURS):
-                raise ConflictError(
-                    f"{branch} is checked out in an agent's worktree, {top}",
-                    remedy="wait until that is gone, or discard it; nothing was changed",
-                    code="target_dirty",
-                )
-            found.append(Place(top, git_dir))
-        return found
-
-    def _top_of(self, git_dir: Path) -> Path | None:
-        """The work tree of this entry, or of the repository itself."""
-        if git_dir != self.git.folder:
-            return Path((git_dir / "gitdir").read_text().strip()).parent
-        code, said = self.git.run("config", "--get", "core.worktree", fine=(0, 1))
-        if not code:
-            return (git_dir / said.decode().strip()).resolve()
-        return git_dir.parent if git_dir.name == ".git" else None
-
-    def check_clean(self, place: Place, branch: str) -> None:
-        if what := self.under_way(place.git_dir):
-            raise ConflictError(
-                f"{what} is under way in {place.top}, where {branch} is checked out",
-                remedy="finish it, then approve again; nothing was changed",
-                code="under_way",
-            )
-        words = ["status", "--porcelain=v1", "--untracked-files=no", "--ignore-submodules=all", "-z"]
-        if changed := self.git.run(*words, git_dir=place.git_dir, work_tree=place.top, within=LONG)[1]:
-            names = [part[3:].decode("utf-8", "replace") for part in changed.split(b"\0") if part][:5]
-            raise ConflictError(
-                f"{branch} is checked out in {place.top}, with changes in {', '.join(names)}",
-                remedy="commit or stash them, then approve again; nothing was changed",
-                code="target_dirty",
-            )
-
-    def move(self, branch: str, before: str, after: str, why: str) -> None:
-        """Take the branch on, if it still is where it was."""
-        try:
-            self.git.run("update-ref", "-m", why, f"refs/heads/{branch}", after, before)
-        except UnavailableError as e:
-            raise ConflictError(
-                f"{branch} was moved meanwhile ({e.what})", remedy="approve again", code="target_moved"
-            ) from None
-
-    def bring_up(self, place: Place, before: str, after: str) -> None:
-        """Take a clean work tree from one commit to the other; what is done already stays. No filter runs."""
-        names = self.git.run("config", "-z", "--name-only", "--get-regexp", r"^filter\.", fine=(0, 1))[1]
-        drivers = {name.decode("utf-8", "replace").rpartition(".")[0] for name in names.split(b"\0") if name}
-        off = {f"{driver}.{what}": "" for driver in drivers for what in ("clean", "smudge", "process")}
-        off |= {f"{driver}.required": "false" for driver in drivers}
-        words = ["read-tree", "-m", "-u", "--no-recurse-submodules", before, after]
-        where: dict[str, Any] = {"git_dir": place.git_dir, "work_tree": place.top}
-        try:  # what git knows of its files' times may be old, as after a copy
-            self.git.run("update-index", "-q", "--refresh", fine=(0, 1), within=LONG, **where)
-            self.git.run(*words, config=off, within=LONG, **where)
-        except UnavailableError as e:
-            raise ConflictError(
-                f"the files in {place.top} could not be brought up to date: {e.what}",
-                remedy="see to them, then approve again; nothing was changed",
-                code="target_dirty",
-            ) from None
-
 
 def kept_ref(worktree: Worktree) -> str:
     return f"refs/cu-fleet/{worktree.id}"
-
-
-@contextlib.contextmanager
-def _scratch(owner: Owner) -> Iterator[Path]:
-    """A folder that git may read, and only we write."""
-    with tempfile.TemporaryDirectory(prefix="cu-fleet-") as name:
-        if not owner.ours:
-            os.chown(name, -1, owner.gid)
-            Path(name).chmod(0o750)
-        yield Path(name)
 
 
 class _Blobs:
@@ -347,57 +220,6 @@ class _Blobs:
             left -= len(chunk)
             yield chunk
         self._out.read(1)
-
-
-class _Ignoring:
-    """Asks git, folder by folder, once it has been shown the folder's ignore file and the folders in it."""
-
-    _AT_ONCE = 16 << 10  # bytes of names, so that neither side waits for the other's pipe
-
-    def __init__(self, stdin: IO[bytes], stdout: IO[bytes], scratch: Path) -> None:
-        self._in, self._out = stdin, stdout
-        self._scratch = scratch
-
-    def __call__(self, inside: bytes, ignore_file: bytes, names: list[Name]) -> list[bool]:
-        here = self._scratch / os.fsdecode(inside)
-        if ignore_file:
-            (here / ".gitignore").write_bytes(ignore_file)
-        for name, found in names:
-            if stat.S_ISDIR(found.st_mode):
-                (here / os.fsdecode(name)).mkdir()
-        paths = [inside + b"/" + name if inside else name for name, _ in names]
-        return [answer for some in _in_parts(paths, self._AT_ONCE) for answer in self._ask(some)]
-
-    def _ask(self, paths: list[bytes]) -> list[bool]:
-        self._in.write(b"".join(b"./" + path + b"\0" for path in paths))  # a leading colon would be magic
-        self._in.flush()
-        return [self._answer() for _ in paths]
-
-    def _answer(self) -> bool:
-        """The file, line and pattern that decided, and the path; all but the last empty if none did."""
-        _, _, pattern, _ = (self._field() for _ in range(4))
-        return bool(pattern) and not pattern.startswith(b"!")
-
-    def _field(self) -> bytes:
-        field = bytearray()
-        while (byte := self._out.read(1)) != b"\0":
-            if not byte:
-                raise UnavailableError("git check-ignore broke off", code="git_failed")
-            field += byte
-        return bytes(field)
-
-
-def _in_parts(paths: list[bytes], most: int) -> Iterator[list[bytes]]:
-    part: list[bytes] = []
-    size = 0
-    for path in paths:
-        if part and size + len(path) > most:
-            yield part
-            part, size = [], 0
-        part.append(path)
-        size += len(path) + 1
-    if part:
-        yield part
 
 
 def check_base(tree: Tree, base: str) -> None:

@@ -27,8 +27,8 @@ _MOST_FILES = 100
 _MOST_INTENTS = 20
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_OBEYED = """.gitattributes .gitmodules .github/* .gitlab-ci* .circleci/* .husky/* .pre-commit-config.y* .vscode/*
-    .devcontainer* .envrc .mcp.json .codex/* .claude/* .cursor* AGENTS.md CLAUDE.md""".split()
+_OBEYED = (".gitattributes", ".gitmodules", ".github/*", ".gitlab-ci*", ".circleci/*", ".husky/*", ".vscode/*")
+_TOO = (".pre-commit-config.y*", ".devcontainer*", ".envrc", ".mcp.json", ".codex/*", ".claude/*", "AGENTS.md")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ class Findings:
     @property
     def look_twice(self) -> list[str]:
         """What tools obey by themselves, and what else a person would not expect."""
-        obeyed = [one_line(x.path) for x in self.numbers if any(_matches(x.path, pattern) for pattern in _OBEYED)]
+        obeyed = [
+            one_line(x.path) for x in self.numbers if any(_matches(x.path, pattern) for pattern in _OBEYED + _TOO)
+        ]
         told = [f"{path} is obeyed by tools that find it" for path in obeyed]
         return [*told, *self.strange, *(f"left out: {what}" for what in self.left_out)]
 

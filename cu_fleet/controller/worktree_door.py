@@ -48,7 +48,7 @@ class WorktreeDoor:
 
     async def plan(self, who: Caller, ask: WorktreeAsk) -> WorktreePlan:
         who.needs(Role.ADMIN)
-        return await self.worktrees.plan(ask)
+        return await self.worktrees.planning.plan(ask)
 
     async def make(self, who: Caller, lease: str, ask: WorktreeAsk) -> WorktreeView:
         who.needs(Role.ADMIN)

@@ -13,20 +13,18 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
-from cu_fleet.backends.base import Lending
-from cu_fleet.controller import git
 from cu_fleet.controller.approving import Approving
 from cu_fleet.controller.carrying import write_out
 from cu_fleet.controller.core import Core, folder
 from cu_fleet.controller.judging import Judging
 from cu_fleet.controller.pending import withdraw
-from cu_fleet.controller.repository import Repository, check_base
+from cu_fleet.controller.planning import Planning
+from cu_fleet.controller.repository import Repository
 from cu_fleet.controller.yard import Yard
 from cu_fleet.model.access import Caller
 from cu_fleet.model.approval import OPEN, Approval, Kind
 from cu_fleet.model.desktop import Desktop, Stage
-from cu_fleet.model.errors import ConflictError, FleetError, InvalidError, UnavailableError, UnsupportedError
-from cu_fleet.model.lease import Lease, LeaseState
+from cu_fleet.model.errors import ConflictError, FleetError, UnavailableError
 from cu_fleet.model.names import new_id
 from cu_fleet.model.worktree import (
     NOT_GONE,
@@ -34,7 +32,6 @@ from cu_fleet.model.worktree import (
     Worktree,
     WorktreeAsk,
     WorktreeEvent,
-    WorktreePlan,
     WorktreeState,
     branch_name,
     folder_name,
@@ -51,6 +48,7 @@ class Worktrees:
     def __init__(self, core: Core, approving: Approving) -> None:
         self.core = core
         self.yard = yard = Yard(core)
+        self.planning = Planning(yard)
         self.judging = Judging(yard, approving)
         self.judging.poke = self.poke
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -149,48 +147,14 @@ class Worktrees:
 
     # making one
 
-    async def plan(self, ask: WorktreeAsk) -> WorktreePlan:
-        """What it would be; refused in words if it cannot be."""
-        if await self.yard.in_thread(_is_ours, Path(ask.repository), self.core.settings.home):
-            raise InvalidError(f"{ask.repository} is a folder of the fleet's own", code="no_repository")
-        common, own, top, owner = await self.yard.in_thread(git.found, Path(ask.repository))
-        return await self.yard.within(str(common), owner, lambda repository: self._planned(repository, own, top, ask))
-
-    def _planned(self, repository: Repository, own: Path, top: Path | None, ask: WorktreeAsk) -> WorktreePlan:
-        if what := repository.under_way(own):
-            raise ConflictError(
-                f"{what} is under way in {top or own}", remedy="finish it or give it up first", code="under_way"
-            )
-        commit = repository.commit(ask.base, own)
-        check_base(tree := repository.tree(commit), ask.base)
-        branch = repository.branch(ask.base, own)
-        if ask.into is not None:
-            if repository.tip(f"refs/heads/{ask.into}") is None:
-                raise ConflictError(f"there is no branch {ask.into} to merge into", code="no_target", into=ask.into)
-            self.judging.refuse_protected(ask.into)
-        protected = branch if ask.into is None and branch and self.yard.protected(branch) else None
-        return WorktreePlan(
-            repository=str(repository.git.folder),
-            top=str(top) if top else None,
-            owner=repository.git.owner.name,
-            uid=repository.git.owner.uid,
-            base=ask.base if ask.base != "HEAD" else branch or commit[:12],
-            base_commit=commit,
-            into=ask.into or (None if protected else branch),
-            protected=protected,
-            size_bytes=sum(blob.size for blob in tree.values()),
-            review=self.core.settings.review,
-            kept_for=self.core.settings.worktrees_for,
-        )
-
     async def make(self, who: Caller, lease_id: str, ask: WorktreeAsk) -> Worktree:
         """Make it and put it into the slot of the lease's desktop."""
-        plan = await self.plan(ask)
+        plan = await self.planning.plan(ask)
         name = folder_name(Path(plan.top or plan.repository).name)
 
         def work(tx: Tx) -> str:
             lease = self.core.get_lease(tx, lease_id)
-            desktop = self._desktop_for(tx, lease, plan.size_bytes)
+            desktop = self.planning.desktop_for(tx, lease, plan.size_bytes)
             row = Worktree(
                 id=(key := new_id("wt")),
                 lease=lease.id,
@@ -215,37 +179,6 @@ class Worktrees:
                 f"worktree {key} was not made: {row.problem or 'its lease is over'}", code="no_worktree", worktree=key
             )
         return row
-
-    def _desktop_for(self, tx: Tx, lease: Lease, size: int) -> Desktop:
-        desktop = tx.get(Desktop, lease.desktop or "")
-        if lease.state is not LeaseState.ACTIVE or desktop is None or desktop.stage is not Stage.HELD:
-            raise ConflictError(f"lease {lease.id} holds no desktop now", code="no_desktop", lease=lease.id)
-        if desktop.name:
-            raise ConflictError(
-                f'desktop "{desktop.name}" keeps what lies in its slot, and a worktree is taken out of it',
-                remedy="lease any desktop of the profile, without a name",
-                code="named_desktop",
-            )
-        if taken := tx.find(Worktree, lease=lease.id, state=NOT_GONE):
-            raise ConflictError(f"lease {lease.id} has worktree {taken[0].id} already", code="has_worktree")
-        self._lending(desktop)
-        if size >= (limit := self.core.profile(desktop.profile).limits.disk):
-            raise ConflictError(
-                f"its files take {size} bytes, and a desktop of profile {desktop.profile} may write {limit}",
-                remedy="raise the profile's limits.disk",
-                code="too_large",
-            )
-        return desktop
-
-    def _lending(self, desktop: Desktop) -> Lending:
-        lending = self.core.backend(desktop.backend).abilities.lending
-        if lending is None:
-            raise UnsupportedError(
-                f"no folder of this machine can lie in the slot of a desktop of backend {desktop.backend}",
-                code="no_lending",
-                backend=desktop.backend,
-            )
-        return lending
 
     async def _make(self, row: Worktree) -> None:
         """Branch, entry and folder, anew if there was a beginning of it."""
@@ -284,7 +217,7 @@ class Worktrees:
         desktop = await self.yard.desktop(row)
         if held and desktop and not row.place:
             assert row.inode
-            lending = self._lending(desktop)
+            lending = self.yard.lending(desktop)
             try:
                 place = await lending.lend(desktop.handle, row.name, self.yard.folder(row), row.inode)
             except FleetError as e:
@@ -313,7 +246,7 @@ class Worktrees:
         there = place.exists()
         if not there and desktop and desktop.handle and row.inode:
             await self.yard.in_thread(folder, self.yard.home(row))
-            there = await self._lending(desktop).fetch(desktop.handle, row.name, place, row.inode)
+            there = await self.yard.lending(desktop).fetch(desktop.handle, row.name, place, row.inode)
         problem = problem if there else "its folder was no longer in the slot"
         now = self.core.now()
         until = now + self.core.settings.worktrees_for
@@ -351,10 +284,6 @@ class Worktrees:
             self.yard.put(tx, after, "gone", "controller", outcome=row.outcome)
 
         await self.core.change(work)
-
-
-def _is_ours(place: Path, home: Path) -> bool:
-    return place.resolve().is_relative_to(home.resolve())
 
 
 def _removing(row: Worktree, outcome: Outcome, by: str) -> Worktree:

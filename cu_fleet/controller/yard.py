@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from cu_fleet.backends.base import Lending
 from cu_fleet.backends.tree import wipe
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.git import Git
 from cu_fleet.controller.repository import Repository
 from cu_fleet.model.desktop import Desktop
-from cu_fleet.model.errors import ConflictError, NotFoundError
+from cu_fleet.model.errors import ConflictError, DeniedError, NotFoundError, UnsupportedError
 from cu_fleet.model.lease import Lease, LeaseState
 from cu_fleet.model.worktree import Worktree
 from cu_fleet.stores.base import Tx
@@ -58,6 +59,16 @@ class Yard:
 
     async def desktop(self, row: Worktree) -> Desktop | None:
         return await self.core.read(lambda tx: tx.get(Desktop, row.desktop))
+
+    def lending(self, desktop: Desktop) -> Lending:
+        lending = self.core.backend(desktop.backend).abilities.lending
+        if lending is None:
+            raise UnsupportedError(
+                f"no folder of this machine can lie in the slot of a desktop of backend {desktop.backend}",
+                code="nolending",
+                backend=desktop.backend,
+            )
+        return lending
 
     # turns
 
@@ -105,6 +116,15 @@ class Yard:
 
     def protected(self, branch: str) -> bool:
         return any(fnmatch.fnmatchcase(branch, pattern) for pattern in self.core.settings.protected_branches)
+
+    def refuse_protected(self, into: str) -> None:
+        if self.protected(into):
+            raise DeniedError(
+                f"{into} is a protected branch: nothing is merged into it",
+                remedy="choose another with --into BRANCH, or none",
+                code="protected_branch",
+                into=into,
+            )
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
         """On a thread of the worktrees' own: what takes its time here keeps nobody else waiting."""
