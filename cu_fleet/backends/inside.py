@@ -139,9 +139,10 @@ def screen(profile: Profile, label: str, *, opengl: bool) -> list[str]:
 # With these x11vnc knows its screen within half a second; as it comes, it may take twenty.
 X11VNC = "-xd_area 0 -wait 10 -defer 1 -nonap -sb 0 -speeds lan"
 X11VNC_WITHIN = 0.5
-# The X server says on the pipe that it is up, and neither outlives the other.
+# The X server says on the pipe that it is up; neither outlives the other. The clipboard is the helper's alone: while
+# x11vnc looks into it too, nobody can tell whether a program has taken what was pasted.
 _X11VNC = f""""$@" | {{ read display && x11vnc -display :0 -unixsock {guest.RUN}/rfb.sock -rfbport 0 -desktop "$0" \
-    -forever -shared -nopw -nolookup -noipv6 -norc {X11VNC}
+    -forever -shared -nopw -nosel -nolookup -noipv6 -norc {X11VNC}
 kill $$; }}"""
 
 

@@ -9,8 +9,11 @@ import pytest
 from cu_fleet.testing.dockerd import PrivateDocker
 from cu_fleet.testing.screen_acting import ScreenActingContract
 from cu_fleet.testing.screen_stage import Stage
+from tests.acceptance.home import home
+from tests.rfb import test_seeing
 from tests.rfb.stages import leased
 from tests.rfb.test_acting import X11VNC
+from tests.rfb.x11vnc import WITHIN
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -32,3 +35,19 @@ class TestActing(ScreenActingContract):
     async def stage(cls) -> AsyncIterator[Stage]:
         async with leased("docker", image="cu-fleet/xvfb") as stage:
             yield stage
+
+
+class TestSeeing(test_seeing.TestLocalDesktop):
+    profile = "docker-xvfb"
+    rest = "0.3"  # it needs moments in which nothing is drawn
+    exact = False
+    most = WITHIN
+    looks = 16
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def _at_home(cls, with_xvfb: PrivateDocker) -> Iterator[None]:
+        with home() as cls.home:
+            cls.home.env["DOCKER_HOST"] = with_xvfb.host
+            cls.home.cli("lease", "list")  # starts a controller
+            yield
