@@ -63,7 +63,7 @@ def watch(
         _introduce(ticket)
     if open_it:
         code = _run(viewer, ticket)
-        _tell_the_end(connect.run(lambda wire: connect.lease(wire, ticket["lease"]), start=False))
+        _tell_the_end(connect.run_if_up(lambda wire: connect.lease(wire, ticket["lease"])))
         raise typer.Exit(code)
 
 
@@ -89,9 +89,11 @@ def _introduce(ticket: dict[str, Any]) -> None:
     )
 
 
-def _tell_the_end(view: dict[str, Any]) -> None:
+def _tell_the_end(view: dict[str, Any] | None) -> None:
     """A VNC viewer cannot say why it was closed."""
-    if view["state"] != "active":
+    if view is None:
+        output.note("the controller has stopped")
+    elif view["state"] != "active":
         why = ": ".join(filter(None, (f"by {view['by']}" if view["by"] else "", view["reason"])))
         output.note(f"lease {view['lease']} was {view['state']} {why}".rstrip())
 
