@@ -6,6 +6,7 @@ reach is the controller alone.
 """
 
 import asyncio
+import re
 from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
@@ -44,13 +45,14 @@ _POLICY = "; ".join(
         "img-src 'self' data: blob:",
         "media-src 'self'",
         "font-src 'self'",
-        "connect-src 'self'",
+        "connect-src 'self' {sockets}",
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'self'",
     )
 )
-_HEADERS = {"Content-Security-Policy": _POLICY, "Referrer-Policy": "no-referrer", "X-Frame-Options": "SAMEORIGIN"}
+_HEADERS = {"Referrer-Policy": "no-referrer", "X-Frame-Options": "SAMEORIGIN"}
+_HOST = re.compile(rb"[\w.:\[\]-]{1,255}", re.ASCII)
 
 
 class Watch(Value):
@@ -137,7 +139,7 @@ class Pages:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = await self._answer(scope)
-        answer.headers.update(_HEADERS)
+        answer.headers.update({"Content-Security-Policy": _POLICY.format(sockets=_sockets(scope)), **_HEADERS})
         await answer(scope, receive, send)
 
     async def _answer(self, scope: Scope) -> Response:
@@ -152,6 +154,13 @@ class Pages:
             if e.status_code != HTTPStatus.NOT_FOUND:
                 raise
             raise NotFoundError(f"there is nothing at {scope['path']}", code="no_such_path") from e
+
+
+def _sockets(scope: Scope) -> str:
+    """Not every browser takes a WebSocket to where a page came from for `'self'`."""
+    host = dict(scope["headers"]).get(b"host", b"")
+    name = host.decode() if _HOST.fullmatch(host) else ""
+    return f"ws://{name} wss://{name}" if name else ""
 
 
 ROUTES: Sequence[tuple[str, Pages]] = ((PAGES, Pages()), (f"{PAGES}/{{path:path}}", Pages()))

@@ -159,6 +159,9 @@ def test_the_pages_are_shut_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             answer = await http.get("/watch/vnc.html")
             assert (answer.status_code, answer.text) == (200, "<p>hello")
             assert "default-src 'none'" in answer.headers["content-security-policy"]
+            assert (
+                f"connect-src 'self' {door.url.replace('http', 'ws', 1)} " in answer.headers["content-security-policy"]
+            )
             assert answer.headers["referrer-policy"] == "no-referrer"
             assert (await http.get("/watch/")).headers["location"] == "/watch/vnc.html"
             for path in ("/watch/../secret", "/watch/%2e%2e/secret", "/watch//etc/passwd", "/watch/none"):
