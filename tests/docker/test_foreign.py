@@ -112,6 +112,10 @@ def test_it_is_seen_acted_upon_and_rolled_back_into_a_new_container(docker: Engi
                 [{"type": "click", "x": 50, "y": 50}, {"type": "type", "text": "echo $((6*7)) >/tmp/mark\n"}]
             )
             await until(written, timeout=30, every=0.2)
+            disk = controller.core.backend("docker-vnc").abilities.disk
+            assert disk
+            handle = await controller.core.read(lambda tx: controller.core.get_desktop(tx, stage.lease.desktop).handle)
+            assert 0 < await disk.used(handle) < 1 << 20
             again = await controller.screenshot(ANA, lease, Shot())
             assert again.sha256 != shown.sha256
 

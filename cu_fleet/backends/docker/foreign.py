@@ -47,7 +47,9 @@ class DockerVncBackend:
 
     def __init__(self, place: Place, host: str | None = None) -> None:
         self.house = _House(place, host)
-        self.abilities = Abilities(freeze=_Freeze(self), network=_Network(), logs=_Logs(self), meter=_Meter(self))
+        self.abilities = Abilities(
+            freeze=_Freeze(self), network=_Network(), logs=_Logs(self), meter=_Meter(self), disk=_Disk(self)
+        )
 
     def desk(self, handle: Handle) -> Desk:
         return self.house.layout.desk(str(handle["desktop"]))
@@ -192,6 +194,11 @@ class _House(House):
         """The one folder that the door sees."""
         begin.make_run(desk, self.layout.uid(desk.id))
 
+    def written(self, api: APIClient, desk: Desk) -> int:
+        """What lies over its image."""
+        found = api.containers(all=True, size=True, filters={"name": f"^/{desk.name}$"})
+        return sum(int(one.get("SizeRw") or 0) for one in found if self.layout.is_our_container(one))
+
     def password(self, desk: Desk, boot: str) -> str:
         """VNC heeds eight characters."""
         return base64.b32encode(self.layout.derived("password", desk.id, boot))[:8].decode()
@@ -287,3 +294,12 @@ class _Logs(_Ability):
 class _Meter(_Ability):
     async def usage(self, handle: Handle) -> Usage:
         return await self.do(partial(self.house.usage, desk=self.backend.desk(handle)))
+
+
+class _Disk(_Ability):
+    async def at_home(self, handle: Handle) -> bool:
+        return True  # as the engine sees our files
+
+    async def used(self, handle: Handle) -> int:
+        desk = self.backend.desk(handle)
+        return await self.do(lambda api: self.house.written(api, desk), slow=True)
