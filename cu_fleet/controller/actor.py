@@ -84,11 +84,11 @@ class Actor:
         self._doing: asyncio.Task[None] | None = None
 
     def fence(self, why: FleetError) -> None:
-        """From now on no event is sent, and whoever is sending hears `why`."""
+        """From now on no event is sent, and whoever is sending hears `why`. A restore calls it on the store's thread."""
         self._fence = why
         self._watching.fenced(self.desktop, why)
-        if self._doing:
-            self._doing.cancel()
+        if doing := self._doing:
+            doing.get_loop().call_soon_threadsafe(doing.cancel)
 
     def open(self) -> None:
         self._fence = None
