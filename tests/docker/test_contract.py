@@ -6,13 +6,16 @@ from cu_fleet.backends.base import Backend
 from cu_fleet.backends.docker import DockerBackend
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.profile import Profile
+from cu_fleet.testing.backend_base import BackendBase
 from cu_fleet.testing.backend_contract import BackendContract
 from cu_fleet.testing.dockerd import PrivateDocker
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 
-class TestDocker(BackendContract):
+class OnDocker(BackendBase):
+    """On the engine that all tests here share."""
+
     @pytest.fixture(autouse=True)
     def _engine(self, engine: PrivateDocker) -> None:
         self.host = engine.host
@@ -27,3 +30,7 @@ class TestDocker(BackendContract):
         """Its init knows; the screen's name is for people."""
         assert isinstance(backend, DockerBackend)
         return (await backend.ping(backend.desk(handle)))[0]
+
+
+class TestDocker(OnDocker, BackendContract):
+    pass

@@ -13,19 +13,30 @@ from cu_fleet.backends.docker import images, tunnel
 from cu_fleet.backends.docker.engine import Engine
 from cu_fleet.model.errors import UnavailableError
 from cu_fleet.rfb.screen import Screen
+from cu_fleet.testing.backend_inside import ExecContract, ExecInShellContract, FilesInShellContract, FreezeContract
+from cu_fleet.testing.backend_state import SnapshotsInShellContract
+from cu_fleet.testing.backend_walls import WallsInShellContract
 from cu_fleet.testing.dockerd import PrivateDocker
 from tests.acceptance.home import home
 from tests.docker.remote import Certificates, Relay, SshServer, hide, unhide
 from tests.docker.support import Fleet, in_fleet, last
-from tests.docker.test_contract import TestDocker as _TestDocker
+from tests.docker.test_contract import OnDocker
 from tests.docker.test_leases import SMALL, over
 from tests.support import run, until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 
-class TestFar(_TestDocker):
-    """The suite of every backend, over TCP to an engine that does not see our files."""
+class TestFar(
+    OnDocker,
+    ExecContract,
+    ExecInShellContract,
+    FreezeContract,
+    FilesInShellContract,
+    SnapshotsInShellContract,
+    WallsInShellContract,
+):
+    """Of the suite of every backend what differs, over TCP to an engine that does not see our files."""
 
     @pytest.fixture(autouse=True)
     def _engine(self, engine: PrivateDocker, tmp_path: Path) -> Iterator[None]:
