@@ -157,7 +157,7 @@ class Git:
             timer.start()
             try:
                 yield process
-            except OSError:
+            except (OSError, UnavailableError):  # as it is for whoever talks to what was ended
                 if not late.is_set():
                     raise
             finally:

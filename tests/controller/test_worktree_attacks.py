@@ -6,9 +6,11 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cu_fleet.controller.git import Git
 from cu_fleet.model.access import Caller, Role
 from cu_fleet.model.worktree import WorktreeView
 from tests.controller.fleet import ANA, Fleet
@@ -267,6 +269,31 @@ def test_a_worktree_whose_top_is_led_elsewhere_takes_nothing_with_it(tmp_path: P
             one.place.symlink_to(stage.secret)
             view = await one.release()
             assert (view.outcome, (stage.secret / "key").read_text()) == ("unchanged", "of the host\n")
+
+    run(body())
+
+
+def test_a_git_that_takes_too_long_is_ended_and_what_was_there_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where an ignore file asks more of git than it can answer in time."""
+    talking = Git.talking
+
+    def slow(self: Git, *words: str, **more: Any) -> Any:
+        if words[0] != "check-ignore":
+            return talking(self, *words, **more)
+        return talking(self, "cat-file", "--batch", **{**more, "within": 0.5})  # it waits for a line that never ends
+
+    monkeypatch.setattr(Git, "talking", slow)
+
+    async def body() -> None:
+        async with fleet_and_repository(tmp_path) as (fleet, repository):
+            one = await begun(fleet, repository)
+            (one.place / "new").write_text("x")
+            view = await one.release()
+            assert (view.state, view.tree) == ("kept", None)
+            assert "took longer than 0.5 s" in view.problem
+            assert (Path(view.path or "") / "new").exists()
 
     run(body())
 
