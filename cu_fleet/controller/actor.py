@@ -84,7 +84,7 @@ class Actor:
         self._doing: asyncio.Task[None] | None = None
 
     def fence(self, why: FleetError) -> None:
-        """From now on no event is sent, and whoever is sending hears `why`. A restore calls it on the store's thread."""
+        """From now on no event is sent; whoever is sending hears `why`. A restore calls it from the store's thread."""
         self._fence = why
         self._watching.fenced(self.desktop, why)
         if doing := self._doing:
