@@ -236,7 +236,8 @@ class _Walk:
         self._seen.add(path)
         if had and had.mode == _LINK and self._digest(target) == had.oid:
             return
-        if target.startswith(b"/") or b".." in target.split(b"/"):
+        leads_out = target.startswith(b"/") or b".." in target.split(b"/")
+        if leads_out and len(self.taken.strange) < _MOST_TOLD:
             self.taken.strange.append(f"{_shown(path)} is a link to {_shown(target)}"[:500])
         self._put(path, _LINK, None, target)
 

@@ -73,7 +73,7 @@ class Findings:
         obeyed = [
             one_line(x.path) for x in self.numbers if any(_matches(x.path, pattern) for pattern in _OBEYED + _TOO)
         ]
-        told = [f"{path} is obeyed by tools that find it" for path in obeyed]
+        told = [f"{path} is obeyed by tools that find it" for path in obeyed[:_MOST_FILES]]
         return [*told, *self.strange, *(f"left out: {what}" for what in self.left_out)]
 
 

@@ -122,8 +122,11 @@ class Worktrees:
         """Leases also end where no slot is emptied: of desktops that keep their state."""
         while True:
             rings = self.core.turned.rings
-            for row in await self.core.read(self._overdue):
-                self.poke(row.id)
+            try:
+                for row in await self.core.read(self._overdue):
+                    self.poke(row.id)
+            except FleetError as e:
+                log.warning("worktrees of leases that are over could not be looked for: %s", e)
             await self.core.turned.heard(rings)
 
     def _overdue(self, tx: Tx) -> list[Worktree]:
