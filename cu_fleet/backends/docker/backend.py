@@ -177,6 +177,7 @@ class DockerBackend:
         await self.tunnels.drop(desk)
         if self.house.layout.used:
             await self.house.engine.do(lambda api: self.house.remove(api, desk))
+        await self.tunnels.drop(desk)  # whoever needed one meanwhile
 
     async def endpoint(self, handle: Handle) -> Endpoint | None:
         desk = self.desk(handle)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cu_fleet.backends import inside
 from cu_fleet.backends.base import Spec
-from cu_fleet.backends.docker.layout import Desk, write
+from cu_fleet.backends.docker.layout import FAR, Desk, write
 from cu_fleet.backends.inside import BEGINNING, HOME, HOME_BEGINS
 from cu_fleet.backends.tree import wipe
 from cu_fleet.guest import init as guest
@@ -74,7 +74,7 @@ def make_run(desk: Desk, uid: int) -> None:
 
 def mark_far(desk: Desk) -> None:
     desk.dir.mkdir(mode=0o711, parents=True, exist_ok=True)
-    write(desk.dir / "far", b"")
+    write(desk.dir / FAR, b"")
 
 
 def system_files(spec: Spec, uid: int) -> dict[str, bytes]:

@@ -28,7 +28,6 @@ from cu_fleet.model.errors import BrokenError, ConflictError, FleetError, Invali
 if TYPE_CHECKING:
     from docker import APIClient
 
-MARK = "far"
 PROGRAMS = ("tunnel", "slot")
 _PROGRAM = ["/usr/bin/python3", "-I", "-S", f"{guest.SETUP}/slot.py"]
 _CHUNK = 64 << 10

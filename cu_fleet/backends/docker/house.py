@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cu_fleet.backends.base import Place, Spec, Usage
 from cu_fleet.backends.docker import begin, far, walls
 from cu_fleet.backends.docker.engine import Engine, image_of
-from cu_fleet.backends.docker.layout import BOOT, DESKTOP, FLEET, MOST, SCREEN, SNAPSHOT, Desk, Layout
+from cu_fleet.backends.docker.layout import BOOT, DESKTOP, FAR, FLEET, MOST, SCREEN, SNAPSHOT, Desk, Layout
 from cu_fleet.backends.docker.options import image, options
 from cu_fleet.backends.inside import template
 from cu_fleet.model.errors import ConflictError, UnavailableError
@@ -81,6 +81,7 @@ class House:
 
     def furnish(self, desk: Desk, spec: Spec, uid: int) -> None:
         if self.engine.near:
+            (desk.dir / FAR).unlink(missing_ok=True)
             begin.prepare(desk, spec, uid, template(spec.profile, self._profile_dirs))
         else:
             begin.mark_far(desk)

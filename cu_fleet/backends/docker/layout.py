@@ -29,6 +29,7 @@ from cu_fleet.model.names import NAME, check_name
 FLEET, DESKTOP, SNAPSHOT, BOOT, SIGN = (f"cu-fleet.{word}" for word in ("fleet", "desktop", "snapshot", "boot", "sign"))
 MOST = "cu-fleet.snapshot-most"  # bytes a snapshot of this desktop may take
 SCREEN = "cu-fleet.screen"  # of an image: what serves its desktops' screens, if that is not TigerVNC
+FAR = "far"  # the mark of a desktop whose engine does not see our files
 SNAPSHOTS = "cu-fleet/snapshot"  # the repository of their images
 
 
@@ -55,7 +56,7 @@ class Desk:
     @property
     def far(self) -> bool:
         """Whether its engine is where our files are not seen."""
-        return (self.dir / "far").exists()
+        return (self.dir / FAR).exists()
 
     @property
     def counting(self) -> str:
