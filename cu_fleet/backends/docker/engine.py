@@ -197,11 +197,11 @@ def _connect(address: Address, path: str | None) -> APIClient:
     from docker import APIClient
 
     url, tls = (f"unix://{path}", None) if path else (address.host, address.tls)
-    # On a unix socket the SDK would keep a connection for each of the last so many paths.
-    client = APIClient(url, version=_OLDEST, timeout=_SECONDS, num_pools=1, max_pool_size=1, tls=tls or False)
+    client = APIClient(url, version=_OLDEST, timeout=_SECONDS, max_pool_size=1, tls=tls or False)
     client.trust_env = False  # or certificates and proxies meant for the web would be taken for the engine, too
     if path:
         _knock_first(client, address.host, path)
+        client.headers["Connection"] = "close"  # the SDK would keep one for each of the last so many paths
     client._version = client._retrieve_server_version()  # type: ignore[attr-defined]  # noqa: SLF001
     return client
 
