@@ -156,12 +156,14 @@ def _fetched(api: APIClient, container: str, base: str, recipe: Recipe, folder: 
 
 
 def _lay_out(archive: bytes, folder: Path) -> None:
-    """The files of an archive and nothing else; Debian 12's Python has no filter for `extractall` yet."""
+    """Its files and folders, and nothing else; Debian 12's Python has no filter for `extractall` yet."""
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         for member in tar:
             target = Path(os.path.normpath(folder / member.name))
-            if member.isfile() and target.is_relative_to(folder) and (file := tar.extractfile(member)):
-                target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.is_relative_to(folder) or not (member.isdir() or member.isfile()):
+                continue
+            (target if member.isdir() else target.parent).mkdir(parents=True, exist_ok=True)
+            if file := tar.extractfile(member):
                 target.write_bytes(file.read())
 
 
