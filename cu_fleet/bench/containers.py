@@ -22,7 +22,7 @@ from cu_fleet.backends.docker import DockerBackend
 from cu_fleet.backends.docker.options import IMAGE
 from cu_fleet.bench.figures import Figure, Series, megabytes, milliseconds
 from cu_fleet.bench.house import House, house
-from cu_fleet.bench.scenes import rolled_back
+from cu_fleet.bench.scenes import granted_warm, rolled_back
 from cu_fleet.bench.stage import AGENT, REST, Stage, lease, timed
 from cu_fleet.guest import init as guest
 from cu_fleet.model.errors import UnavailableError
@@ -68,19 +68,10 @@ async def beginning(stage: Stage) -> AsyncGenerator[Figure, None]:
 
 
 async def standing_ready(stage: Stage) -> AsyncGenerator[Figure, None]:
-    grants = list[float]()
     async with house(stage.top, {**_RECIPE, "warm": 1}, most=3) as at:
         await _refuse_if_lacking(_backend(at))
-        for number in range(stage.plan.rounds + 1):
-            stage.tell(f"warm containers: {number} of {stage.plan.rounds}")
-            await at.settled()
-            await asyncio.sleep(REST)
-            seconds, desktop = await timed(lease(at))
-            grants.append(seconds)
-            await at.settled()
-            await at.fleet.release(desktop.id)
-            await at.settled()
-    yield Figure("docker-warm-grant", milliseconds(grants[1:], "a lease of a container that stands ready"), most=15)
+        grants = await granted_warm(stage, at, "warm containers")
+    yield Figure("docker-warm-grant", milliseconds(grants, "a lease of a container that stands ready"), most=15)
 
 
 async def many(stage: Stage) -> AsyncGenerator[Figure, None]:

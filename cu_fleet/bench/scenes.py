@@ -55,18 +55,24 @@ async def starting(stage: Stage) -> AsyncGenerator[Figure, None]:
 
 async def granting(stage: Stage) -> AsyncGenerator[Figure, None]:
     """Leases of a desktop that stands ready; the next is being made ready meanwhile, as it is in use."""
-    grants = list[float]()
     async with house(stage.top, {"warm": 1}, most=3) as at:
-        for number in range(stage.plan.rounds + 1):
-            stage.tell(f"warm grants: {number} of {stage.plan.rounds}")
-            await at.settled()
-            await asyncio.sleep(REST)
-            seconds, desktop = await timed(lease(at))
-            grants.append(seconds)
-            await at.settled()
-            await at.fleet.release(desktop.id)
-            await at.settled()
-    yield Figure("warm-grant", milliseconds(grants[1:], "a lease of a desktop that stands ready"), most=10)
+        grants = await granted_warm(stage, at, "warm grants")
+    yield Figure("warm-grant", milliseconds(grants, "a lease of a desktop that stands ready"), most=10)
+
+
+async def granted_warm(stage: Stage, at: House, what: str) -> list[float]:
+    """The seconds of each but the first."""
+    grants = list[float]()
+    for number in range(stage.plan.rounds + 1):
+        stage.tell(f"{what}: {number} of {stage.plan.rounds}")
+        await at.settled()
+        await asyncio.sleep(REST)
+        seconds, desktop = await timed(lease(at))
+        grants.append(seconds)
+        await at.settled()
+        await at.fleet.release(desktop.id)
+        await at.settled()
+    return grants[1:]
 
 
 async def rolled_back(at: House, held: LeaseView) -> float:

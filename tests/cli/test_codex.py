@@ -47,13 +47,8 @@ sys.exit(3)
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
-    controller = Controller(tmp_path_factory.mktemp("codex") / "home")
-    controller.start()
-    try:
-        controller.ready()
+    with Controller(tmp_path_factory.mktemp("codex") / "home").running() as controller:
         yield controller
-    finally:
-        controller.end()
 
 
 @pytest.fixture(autouse=True)
@@ -326,12 +321,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Controlle
     controller = Controller(tmp_path / "small")
     (controller.home / "config.yaml").write_text("max_desktops: 1\n")
     monkeypatch.setenv("CU_FLEET_HOME", str(controller.home))
-    controller.start()
-    try:
-        controller.ready()
+    with controller.running():
         yield controller
-    finally:
-        controller.end()
 
 
 @pytest.mark.real

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -50,6 +52,15 @@ class Controller:
         lines = list(iter(self.process.stdout.readline, b"}\n"))
         return dict(json.loads(b"".join(lines) + b"}"))
 
+    @contextmanager
+    def running(self) -> Iterator[Self]:
+        self.start()
+        try:
+            self.ready()
+            yield self
+        finally:
+            self.end()
+
     def end(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
@@ -58,13 +69,8 @@ class Controller:
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
-    controller = Controller(tmp_path_factory.mktemp("live") / "home")
-    controller.start()
-    try:
-        controller.ready()
+    with Controller(tmp_path_factory.mktemp("live") / "home").running() as controller:
         yield controller
-    finally:
-        controller.end()
 
 
 @pytest.fixture(autouse=True)

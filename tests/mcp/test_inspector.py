@@ -37,13 +37,8 @@ def installed() -> str:
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
     assert shutil.which("npm"), "npm is missing: tests/run.sh installs it"
-    controller = Controller(tmp_path_factory.mktemp("inspector") / "home")
-    controller.start()
-    try:
-        controller.ready()
+    with Controller(tmp_path_factory.mktemp("inspector") / "home").running() as controller:
         yield controller
-    finally:
-        controller.end()
 
 
 @pytest.mark.parametrize("way", ["stdio", "http"])

@@ -23,9 +23,9 @@ from cu_fleet.backends.base import (
     Process,
     Saved,
     Spec,
-    Usage,
 )
 from cu_fleet.backends.docker import begin, checks, tunnel
+from cu_fleet.backends.docker.abilities import Ability, Freeze, Logs, Meter, Network, found_at, said_to_the_engine
 from cu_fleet.backends.docker.disk import Counting
 from cu_fleet.backends.docker.far import FarSlot
 from cu_fleet.backends.docker.house import House, is_polled
@@ -56,12 +56,12 @@ class DockerBackend:
         self.abilities = Abilities(
             snapshots=_Snapshots(self),
             exec=_Exec(self),
-            freeze=_Freeze(self),
+            freeze=Freeze(self),
             files=SlotFiles(self._slot),
             lending=SlotLending(self._slot),
-            network=_Network(),
-            logs=_Logs(self),
-            meter=_Meter(self),
+            network=Network(),
+            logs=Logs(self),
+            meter=Meter(self),
             disk=_Disk(self),
         )
 
@@ -92,8 +92,7 @@ class DockerBackend:
     async def log(self, desk: Desk) -> str:
         if not desk.far:
             return await asyncio.to_thread(door.read_log, desk)
-        said: bytes = await self.house.engine.do(lambda api: api.logs(desk.name, tail=1000))
-        return said.decode("utf-8", "replace")[-(64 << 10) :]
+        return await said_to_the_engine(self.house, desk)
 
     async def start(self, spec: Spec) -> AsyncIterator[Handle]:
         desk, house, do = self.house.layout.desk(spec.desktop), self.house, self.house.engine.do
@@ -200,10 +199,7 @@ class DockerBackend:
         return Endpoint(connect, where, within=within)
 
     async def found(self) -> list[Found]:
-        if not self.house.layout.used:
-            return []
-        there = await self.house.engine.do(self.house.found)
-        return [Found(desktop, {"desktop": desktop}, " and ".join(kinds)) for desktop, kinds in there.items()]
+        return await found_at(self.house)
 
     async def check(self, profile: Profile | None = None) -> list[Check]:
         return await checks.all_checks(self.house, profile)
@@ -248,14 +244,7 @@ class _Status:
         return line
 
 
-class _Ability:
-    def __init__(self, backend: DockerBackend) -> None:
-        self.backend = backend
-        self.house = backend.house
-        self.do = backend.house.engine.do
-
-
-class _Snapshots(_Ability):
+class _Snapshots(Ability[DockerBackend]):
     async def save(self, handle: Handle, snapshot: str) -> Saved:
         desk = self.backend.desk(handle)
         return await self.do(lambda api: self.backend.snapshots.save(api, desk, snapshot), slow=True)
@@ -273,7 +262,7 @@ class _Snapshots(_Ability):
         return await self.do(self.backend.snapshots.saved)
 
 
-class _Exec(_Ability):
+class _Exec(Ability[DockerBackend]):
     async def exec(
         self,
         handle: Handle,
@@ -285,34 +274,9 @@ class _Exec(_Ability):
         return await self.backend.run(self.backend.desk(handle), argv, env, cwd)
 
 
-class _Freeze(_Ability):
-    async def freeze(self, handle: Handle) -> None:
-        desk = self.backend.desk(handle)
-        await self.do(lambda api: self.house.freeze(api, desk))
-
-    async def thaw(self, handle: Handle) -> None:
-        desk = self.backend.desk(handle)
-        await self.do(lambda api: self.house.thaw(api, desk))
-
-
-class _Network:
-    modes = frozenset({"none", "full"})
-
-
-class _Logs(_Ability):
-    async def logs(self, handle: Handle) -> str:
-        return await self.backend.log(self.backend.desk(handle))
-
-
-class _Disk(_Ability):
+class _Disk(Ability[DockerBackend]):
     async def at_home(self, handle: Handle) -> bool:
         return not self.backend.desk(handle).far
 
     async def used(self, handle: Handle) -> int:
         return await self.backend.counting.used(self.backend.desk(handle))
-
-
-class _Meter(_Ability):
-    async def usage(self, handle: Handle) -> Usage:
-        desk = self.backend.desk(handle)
-        return await self.do(lambda api: self.house.usage(api, desk))

@@ -14,13 +14,13 @@ import asyncio
 import base64
 import socket
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cu_fleet.backends import door
-from cu_fleet.backends.base import Abilities, Check, Endpoint, Found, Place, Spec, Usage
+from cu_fleet.backends.base import Abilities, Check, Endpoint, Found, Place, Spec
 from cu_fleet.backends.docker import begin, walls
+from cu_fleet.backends.docker.abilities import Ability, Freeze, Logs, Meter, Network, found_at, said_to_the_engine
 from cu_fleet.backends.docker.engine import short_log
 from cu_fleet.backends.docker.house import House
 from cu_fleet.backends.docker.layout import BOOT, Desk, Layout
@@ -48,7 +48,7 @@ class DockerVncBackend:
     def __init__(self, place: Place, host: str | None = None) -> None:
         self.house = _House(place, host)
         self.abilities = Abilities(
-            freeze=_Freeze(self), network=_Network(), logs=_Logs(self), meter=_Meter(self), disk=_Disk(self)
+            freeze=Freeze(self), network=Network(), logs=Logs(self), meter=Meter(self), disk=_Disk(self)
         )
 
     def desk(self, handle: Handle) -> Desk:
@@ -105,8 +105,7 @@ class DockerVncBackend:
         )
 
     async def log(self, desk: Desk) -> str:
-        said: bytes = await self.house.engine.do(lambda api: api.logs(desk.name, tail=1000))
-        return said.decode("utf-8", "replace")[-(64 << 10) :]
+        return await said_to_the_engine(self.house, desk)
 
     def _connect(self, desk: Desk) -> socket.socket:
         return door.connect(desk, "rfb.sock", self.house.layout.uid(desk.id))
@@ -137,10 +136,7 @@ class DockerVncBackend:
         return Endpoint(connect, where, password, helped=False, within=within if isinstance(within, float) else None)
 
     async def found(self) -> list[Found]:
-        if not self.house.layout.used:
-            return []
-        there = await self.house.engine.do(self.house.found)
-        return [Found(desktop, {"desktop": desktop}, " and ".join(kinds)) for desktop, kinds in there.items()]
+        return await found_at(self.house)
 
     async def check(self, profile: Profile | None = None) -> list[Check]:
         if profile is None:
@@ -267,39 +263,10 @@ def _insist_on_vnc(desk: Desk, said: bytes) -> None:
         raise BrokenError(f"what answers in desktop {desk.id} is no VNC server", code="not_rfb", desktop=desk.id)
 
 
-class _Ability:
-    def __init__(self, backend: DockerVncBackend) -> None:
-        self.backend = backend
-        self.house = backend.house
-        self.do = backend.house.engine.do
-
-
-class _Freeze(_Ability):
-    async def freeze(self, handle: Handle) -> None:
-        await self.do(partial(self.house.freeze, desk=self.backend.desk(handle)))
-
-    async def thaw(self, handle: Handle) -> None:
-        await self.do(partial(self.house.thaw, desk=self.backend.desk(handle)))
-
-
-class _Network:
-    modes = frozenset({"none", "full"})
-
-
-class _Logs(_Ability):
-    async def logs(self, handle: Handle) -> str:
-        return await self.backend.log(self.backend.desk(handle))
-
-
-class _Meter(_Ability):
-    async def usage(self, handle: Handle) -> Usage:
-        return await self.do(partial(self.house.usage, desk=self.backend.desk(handle)))
-
-
-class _Disk(_Ability):
+class _Disk(Ability[DockerVncBackend]):
     async def at_home(self, handle: Handle) -> bool:
         return True  # as the engine sees our files
 
     async def used(self, handle: Handle) -> int:
         desk = self.backend.desk(handle)
-        return await self.do(lambda api: self.house.written(api, desk), slow=True)
+        return await self.do(lambda api: self.backend.house.written(api, desk), slow=True)
