@@ -13,13 +13,14 @@ import os
 import pwd
 import resource
 import secrets
+import shutil
 import signal
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 from cu_fleet.backends.base import Backend, Check, Place
-from cu_fleet.backends.docker import DockerBackend, Engine
+from cu_fleet.backends.docker import DockerBackend, DockerVncBackend, Engine
 from cu_fleet.backends.docker import images as docker_images
 from cu_fleet.backends.docker.images import Image
 from cu_fleet.backends.libvirt import LibvirtBackend
@@ -136,7 +137,8 @@ async def open_store(settings: Settings, secret: bytes) -> Store:
 
 
 def backends_of(place: Place) -> dict[str, Backend]:
-    return {"docker": DockerBackend(place), "libvirt": LibvirtBackend(place), "local": LocalBackend(place)}
+    every: list[Backend] = [DockerBackend(place), DockerVncBackend(place), LibvirtBackend(place), LocalBackend(place)]
+    return {backend.name: backend for backend in every}
 
 
 def place_of(settings: Settings, fleet: str) -> Place:
@@ -204,7 +206,14 @@ async def checks(settings: Settings) -> list[Check]:
         for profile in [None, *(p for p in found if p.backend == name)]:
             for check in await backend.check(profile):
                 out.setdefault((check.name, check.detail), check)
-    return list(out.values())
+    return [*out.values(), _git()]
+
+
+def _git() -> Check:
+    if shutil.which("git"):
+        return Check("git", True, "runs of Codex can have worktrees of their own")
+    fix = (("apt-get", "update"), ("apt-get", "install", "-y", "git"))
+    return Check("git", False, "missing: no run of Codex can have a worktree", needed=False, fix=fix)
 
 
 # running

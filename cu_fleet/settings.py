@@ -3,16 +3,28 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from cu_fleet.model.errors import InvalidError
 from cu_fleet.model.profile import Seconds, Size
 from cu_fleet.model.record import Value
 
 _NOT_SETTINGS = {f"CU_FLEET_{name}" for name in ("HOME", "URL", "TOKEN", "LEASE_TOKEN", "LEASES", "WORKER", "WORKERS")}
+
+
+def _several(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _separated(value: object) -> object:
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
+Commands = Annotated[tuple[str, ...], BeforeValidator(_several)]  # one, or a list of them
+Words = Annotated[tuple[str, ...], BeforeValidator(_separated)]  # a list, or words with commas between them
 
 
 class Settings(Value):
@@ -29,12 +41,19 @@ class Settings(Value):
     start_timeout: Seconds = Field(30.0, description="How long a desktop may take to start before it is given up.")
     backend_timeout: Seconds = Field(30.0, description="How long a backend may take to stop, list or free something.")
     snapshot_timeout: Seconds = Field(600.0, description="How long saving a desktop's state may take.")
+    snapshots_quota: Size = Field(64 << 30, description="Bytes of all snapshots, past which no more are asked for.")
     evidence: bool = Field(True, description="Keep the last frame of a revoked desktop.")
     approval_timeout: Seconds = Field(
         600.0, gt=0, description="How long a person may take to answer what an agent asks; and the agent then to act."
     )
     frames_quota: Size = Field(2 << 30, description="Bytes of kept frames; past it the oldest go first.")
     frames_for: Seconds = Field(7 * 86400.0, description="How long a frame is kept, or until its lease is forgotten.")
+    review: Commands = Field((), description="Commands that check what an agent changed in a worktree; no shell.")
+    review_timeout: Seconds = Field(600.0, description="How long they may take.")
+    protected_branches: Words = Field(
+        ("main", "master", "release/*"), description="Branches that no worktree is ever merged into; patterns."
+    )
+    worktrees_for: Seconds = Field(14 * 86400.0, description="How long a changed worktree waits for a person.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
 
 

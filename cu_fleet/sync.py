@@ -91,39 +91,39 @@ def _settle(result: "Future[T]", task: "asyncio.Task[T]") -> None:
         result.set_result(task.result())
 
 
-class _Blocking(Generic[A]):
+class Blocking(Generic[A]):
     """Something of the asynchronous client, and the loop it lives in."""
 
     def __init__(self, inner: A, loop: Loop) -> None:
-        self._inner, self._loop = inner, loop
+        self.inner, self.loop = inner, loop
 
 
-def _waits(method: Callable[Concatenate[A, P], Awaitable[T]]) -> Callable[Concatenate[_Blocking[A], P], T]:
+def waits(method: Callable[Concatenate[A, P], Awaitable[T]]) -> Callable[Concatenate[Blocking[A], P], T]:
     @wraps(method)
-    def call(self: _Blocking[A], /, *args: P.args, **more: P.kwargs) -> T:
-        return self._loop.run(method(self._inner, *args, **more))
+    def call(self: Blocking[A], /, *args: P.args, **more: P.kwargs) -> T:
+        return self.loop.run(method(self.inner, *args, **more))
 
     return call
 
 
 def _gives(
     method: Callable[Concatenate[A, P], T], kind: Callable[[T, Loop], W]
-) -> Callable[Concatenate[_Blocking[A], P], W]:
+) -> Callable[Concatenate[Blocking[A], P], W]:
     """What the method returns, in its blocking form."""
 
     @wraps(method)
-    def call(self: _Blocking[A], /, *args: P.args, **more: P.kwargs) -> W:
-        return kind(method(self._inner, *args, **more), self._loop)
+    def call(self: Blocking[A], /, *args: P.args, **more: P.kwargs) -> W:
+        return kind(method(self.inner, *args, **more), self.loop)
 
     return call
 
 
 def _waits_and_gives(
     method: Callable[Concatenate[A, P], Awaitable[T]], kind: Callable[[T, Loop], W]
-) -> Callable[Concatenate[_Blocking[A], P], W]:
+) -> Callable[Concatenate[Blocking[A], P], W]:
     @wraps(method)
-    def call(self: _Blocking[A], /, *args: P.args, **more: P.kwargs) -> W:
-        return kind(self._loop.run(method(self._inner, *args, **more)), self._loop)
+    def call(self: Blocking[A], /, *args: P.args, **more: P.kwargs) -> W:
+        return kind(self.loop.run(method(self.inner, *args, **more)), self.loop)
 
     return call
 
@@ -139,85 +139,90 @@ def _each(source: AsyncIterator[T], loop: Loop) -> Iterator[T]:
             loop.run(close())
 
 
-class Desktop(_Blocking[client.Desktop]):
+class Desktop(Blocking[client.Desktop]):
     """One leased desktop; see `cu_fleet.client.Desktop`."""
 
     @property
     def lease(self) -> LeaseView:
-        return self._inner.lease
+        return self.inner.lease
 
     @property
     def id(self) -> str:
-        return self._inner.id
+        return self.inner.id
 
-    act = _waits(client.Desktop.act)
-    click = _waits(client.Desktop.click)
-    double_click = _waits(client.Desktop.double_click)
-    move = _waits(client.Desktop.move)
-    press = _waits(client.Desktop.press)
-    release = _waits(client.Desktop.release)
-    drag = _waits(client.Desktop.drag)
-    scroll = _waits(client.Desktop.scroll)
-    key = _waits(client.Desktop.key)
-    key_down = _waits(client.Desktop.key_down)
-    key_up = _waits(client.Desktop.key_up)
-    hold_key = _waits(client.Desktop.hold_key)
-    type = _waits(client.Desktop.type)
-    paste = _waits(client.Desktop.paste)
-    wait = _waits(client.Desktop.wait)
-    wait_stable = _waits(client.Desktop.wait_stable)
-    wait_change = _waits(client.Desktop.wait_change)
-    screenshot = _waits(client.Desktop.screenshot)
-    ui = _waits(client.Desktop.ui)
-    windows = _waits(client.Desktop.windows)
-    focus = _waits(client.Desktop.focus)
-    launch = _waits(client.Desktop.launch)
-    clipboard_get = _waits(client.Desktop.clipboard_get)
-    clipboard_set = _waits(client.Desktop.clipboard_set)
-    files = _waits(client.Desktop.files)
-    put_file = _waits(client.Desktop.put_file)
-    get_file = _waits(client.Desktop.get_file)
-    download = _waits(client.Desktop.download)
-    remove_file = _waits(client.Desktop.remove_file)
-    ask_approval = _waits(client.Desktop.ask_approval)
-    approval = _waits(client.Desktop.approval)
-    renew = _waits(client.Desktop.renew)
-    refresh = _waits(client.Desktop.refresh)
+    act = waits(client.Desktop.act)
+    click = waits(client.Desktop.click)
+    double_click = waits(client.Desktop.double_click)
+    move = waits(client.Desktop.move)
+    press = waits(client.Desktop.press)
+    release = waits(client.Desktop.release)
+    drag = waits(client.Desktop.drag)
+    scroll = waits(client.Desktop.scroll)
+    key = waits(client.Desktop.key)
+    key_down = waits(client.Desktop.key_down)
+    key_up = waits(client.Desktop.key_up)
+    hold_key = waits(client.Desktop.hold_key)
+    type = waits(client.Desktop.type)
+    paste = waits(client.Desktop.paste)
+    wait = waits(client.Desktop.wait)
+    wait_stable = waits(client.Desktop.wait_stable)
+    wait_change = waits(client.Desktop.wait_change)
+    screenshot = waits(client.Desktop.screenshot)
+    ui = waits(client.Desktop.ui)
+    windows = waits(client.Desktop.windows)
+    focus = waits(client.Desktop.focus)
+    launch = waits(client.Desktop.launch)
+    clipboard_get = waits(client.Desktop.clipboard_get)
+    clipboard_set = waits(client.Desktop.clipboard_set)
+    files = waits(client.Desktop.files)
+    put_file = waits(client.Desktop.put_file)
+    get_file = waits(client.Desktop.get_file)
+    download = waits(client.Desktop.download)
+    remove_file = waits(client.Desktop.remove_file)
+    ask_approval = waits(client.Desktop.ask_approval)
+    approval = waits(client.Desktop.approval)
+    renew = waits(client.Desktop.renew)
+    refresh = waits(client.Desktop.refresh)
 
 
-class Leasing(_Blocking[client.Leasing]):
+class Leasing(Blocking[client.Leasing]):
     """`with fleet.lease(…) as desktop`."""
 
     def __enter__(self) -> Desktop:
-        return Desktop(self._loop.run(self._inner.__aenter__()), self._loop)
+        try:
+            return Desktop(self.loop.run(self.inner.__aenter__()), self.loop)
+        except BaseException as error:  # ^C may come when it has just been granted
+            if self.inner.held:
+                self.loop.run(self.inner.__aexit__(type(error), error, None))
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._loop.run(self._inner.__aexit__(kind, error, trace))
+        self.loop.run(self.inner.__aexit__(kind, error, trace))
 
 
-class Command(_Blocking[client.Command]):
+class Command(Blocking[client.Command]):
     """`with fleet.exec(…) as command: for stream, data in command: …`, and then `command.exit_code`."""
 
     @property
     def exit_code(self) -> int | None:
-        return self._inner.exit_code
+        return self.inner.exit_code
 
     def __enter__(self) -> Self:
-        self._loop.run(self._inner.__aenter__())
+        self.loop.run(self.inner.__aenter__())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._loop.run(self._inner.__aexit__(kind, error, trace))
+        self.loop.run(self.inner.__aexit__(kind, error, trace))
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
-        return _each(aiter(self._inner), self._loop)
+        return _each(aiter(self.inner), self.loop)
 
 
-class Fleet(_Blocking[client.Fleet]):
+class Fleet(Blocking[client.Fleet]):
     """A controller; see `cu_fleet.client.Fleet`."""
 
     @classmethod
@@ -232,9 +237,9 @@ class Fleet(_Blocking[client.Fleet]):
 
     def __enter__(self) -> Self:
         try:
-            self._loop.run(self._inner.__aenter__())
+            self.loop.run(self.inner.__aenter__())
         except BaseException:
-            self._loop.close()
+            self.loop.close()
             raise
         return self
 
@@ -245,60 +250,61 @@ class Fleet(_Blocking[client.Fleet]):
 
     def close(self) -> None:
         """End what is under way, and the thread. Leases that are not released live on until their time is over."""
-        if self._loop.closed:
+        if self.loop.closed:
             return
         try:
-            self._loop.run(self._inner.close())
+            self.loop.run(self.inner.close())
         finally:
-            self._loop.close()
+            self.loop.close()
 
-    ask = _waits(client.Fleet.ask)
+    ask = waits(client.Fleet.ask)
     lease = _gives(client.Fleet.lease, Leasing)
     acquire = _waits_and_gives(client.Fleet.acquire, Desktop)
     open = _waits_and_gives(client.Fleet.open, Desktop)
-    leases = _waits(client.Fleet.leases)
-    show = _waits(client.Fleet.show)
-    renew = _waits(client.Fleet.renew)
-    release = _waits(client.Fleet.release)
-    pause = _waits(client.Fleet.pause)
-    resume = _waits(client.Fleet.resume)
-    take = _waits(client.Fleet.take)
-    revoke = _waits(client.Fleet.revoke)
-    reassign = _waits(client.Fleet.reassign)
-    desktops = _waits(client.Fleet.desktops)
-    desktop = _waits(client.Fleet.desktop)
-    remove_desktop = _waits(client.Fleet.remove_desktop)
-    freeze = _waits(client.Fleet.freeze)
-    thaw = _waits(client.Fleet.thaw)
-    logs = _waits(client.Fleet.logs)
+    leases = waits(client.Fleet.leases)
+    show = waits(client.Fleet.show)
+    renew = waits(client.Fleet.renew)
+    release = waits(client.Fleet.release)
+    pause = waits(client.Fleet.pause)
+    watch = waits(client.Fleet.watch)
+    resume = waits(client.Fleet.resume)
+    take = waits(client.Fleet.take)
+    revoke = waits(client.Fleet.revoke)
+    reassign = waits(client.Fleet.reassign)
+    desktops = waits(client.Fleet.desktops)
+    desktop = waits(client.Fleet.desktop)
+    remove_desktop = waits(client.Fleet.remove_desktop)
+    freeze = waits(client.Fleet.freeze)
+    thaw = waits(client.Fleet.thaw)
+    logs = waits(client.Fleet.logs)
     exec = _gives(client.Fleet.exec, Command)
-    run = _waits(client.Fleet.run)
-    save = _waits(client.Fleet.save)
-    snapshots = _waits(client.Fleet.snapshots)
-    restore = _waits(client.Fleet.restore)
-    delete_snapshot = _waits(client.Fleet.delete_snapshot)
-    approvals = _waits(client.Fleet.approvals)
-    approval = _waits(client.Fleet.approval)
-    approve = _waits(client.Fleet.approve)
-    deny = _waits(client.Fleet.deny)
-    frames = _waits(client.Fleet.frames)
-    frame = _waits(client.Fleet.frame)
-    prune_frames = _waits(client.Fleet.prune_frames)
-    agents = _waits(client.Fleet.agents)
-    add_agent = _waits(client.Fleet.add_agent)
-    rotate_agent = _waits(client.Fleet.rotate_agent)
-    unbar_agent = _waits(client.Fleet.unbar_agent)
-    remove_agent = _waits(client.Fleet.remove_agent)
-    operators = _waits(client.Fleet.operators)
-    add_operator = _waits(client.Fleet.add_operator)
-    rotate_operator = _waits(client.Fleet.rotate_operator)
-    remove_operator = _waits(client.Fleet.remove_operator)
-    profiles = _waits(client.Fleet.profiles)
-    profile = _waits(client.Fleet.profile)
-    audit = _waits(client.Fleet.audit)
-    verify_audit = _waits(client.Fleet.verify_audit)
+    run = waits(client.Fleet.run)
+    save = waits(client.Fleet.save)
+    snapshots = waits(client.Fleet.snapshots)
+    restore = waits(client.Fleet.restore)
+    delete_snapshot = waits(client.Fleet.delete_snapshot)
+    approvals = waits(client.Fleet.approvals)
+    approval = waits(client.Fleet.approval)
+    approve = waits(client.Fleet.approve)
+    deny = waits(client.Fleet.deny)
+    frames = waits(client.Fleet.frames)
+    frame = waits(client.Fleet.frame)
+    prune_frames = waits(client.Fleet.prune_frames)
+    agents = waits(client.Fleet.agents)
+    add_agent = waits(client.Fleet.add_agent)
+    rotate_agent = waits(client.Fleet.rotate_agent)
+    unbar_agent = waits(client.Fleet.unbar_agent)
+    remove_agent = waits(client.Fleet.remove_agent)
+    operators = waits(client.Fleet.operators)
+    add_operator = waits(client.Fleet.add_operator)
+    rotate_operator = waits(client.Fleet.rotate_operator)
+    remove_operator = waits(client.Fleet.remove_operator)
+    profiles = waits(client.Fleet.profiles)
+    profile = waits(client.Fleet.profile)
+    audit = waits(client.Fleet.audit)
+    verify_audit = waits(client.Fleet.verify_audit)
     export_audit = _gives(client.Fleet.export_audit, _each)
     events = _gives(client.Fleet.events, _each)
-    status = _waits(client.Fleet.status)
-    metrics = _waits(client.Fleet.metrics)
-    shutdown = _waits(client.Fleet.shutdown)
+    status = waits(client.Fleet.status)
+    metrics = waits(client.Fleet.metrics)
+    shutdown = waits(client.Fleet.shutdown)

@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 
 from cu_fleet.adapters.display import Display, Step, holding
 from cu_fleet.client.desktop import Desktop
-from cu_fleet.model.errors import DeniedError, InvalidError, UnavailableError
+from cu_fleet.model.errors import DeniedError, InvalidError, LeasePausedError, UnavailableError
 from cu_fleet.model.keys import MODIFIERS, keysym
 
 PIXELS = 100.0
@@ -160,7 +160,7 @@ class Computer:
             steps = [step for action in _actions(asked) for step in self.steps(action)]
             approval = None if self._confirm or not checks else await self._approved(checks, steps)
             shown = await self.display.act(steps, intent=intent[:2000] if checks else None, approval=approval)
-        except InvalidError as error:  # the model's words are off; it can say better ones
+        except (InvalidError, LeasePausedError) as error:  # the model can say better words, or wait
             return self._items(asked, (await self.display.look()).url, checks, f"nothing was done: {error}")
         if shown.image is None:
             raise UnavailableError(f"{shown.error or 'done'}; no picture: {shown.blind}", code="no_picture")
@@ -202,6 +202,8 @@ class Computer:
     async def _approved(self, checks: list[SafetyCheck], steps: list[Step]) -> str:
         """The operator's approval of these very steps."""
         said = await self.display.answered(steps, "OpenAI wants a person to look first", [_told(x) for x in checks])
+        if said.state == "void":
+            await self.display.look()  # if the lease is over, that is what is raised
         if said.state != "approved":
             words = {"denied": f"{said.by} said no", "expired": "nobody answered in time, which is a no"}
             why = f": {said.answer}" if said.answer else ""

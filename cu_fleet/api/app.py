@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cu_fleet import __version__
@@ -25,6 +26,8 @@ from cu_fleet.api import (
     service,
     snapshots,
     ui,
+    watch,
+    worktrees,
 )
 from cu_fleet.api.direct import Direct, Operation
 from cu_fleet.api.guard import Guard
@@ -43,7 +46,22 @@ from cu_fleet.model.errors import FleetError
 if TYPE_CHECKING:
     from cu_fleet.controller import Controller
 
-_NOUNS = (leases, screen, approvals, ui, frames, files, desktops, snapshots, people, profiles, record, service)
+_NOUNS = (
+    leases,
+    screen,
+    watch,
+    approvals,
+    worktrees,
+    ui,
+    frames,
+    files,
+    desktops,
+    snapshots,
+    people,
+    profiles,
+    record,
+    service,
+)
 _DIRECT: dict[tuple[str, str], Operation] = {("GET", "screenshot"): screen.screenshot, ("POST", "actions"): screen.act}
 _OPEN = frozenset({"/healthz"})  # needs no token
 
@@ -74,6 +92,7 @@ def build(
     app.state.closing = closing = closing or asyncio.Event()
     for noun in _NOUNS:
         app.include_router(noun.router)
+    app.router.routes.extend(Route(path, pages) for path, pages in watch.ROUTES)
     app.add_exception_handler(FleetError, on_fleet_error)
     app.add_exception_handler(RequestValidationError, on_wrong_words)
     app.add_exception_handler(HTTPException, on_http_exception)
@@ -86,7 +105,8 @@ def _by_path(doors: Mapping[str, ASGIApp], rest: ASGIApp) -> ASGIApp:
     """Past the framework, which has nothing to say to them."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await doors.get(scope["path"], rest)(scope, receive, send)
+        door = doors.get(scope["path"], rest) if scope["type"] == "http" else rest
+        await door(scope, receive, send)
 
     return app
 
@@ -116,7 +136,7 @@ def _document_errors(operation: dict[str, Any], *, everywhere: bool) -> None:
     if everywhere:
         answers.update({str(status): dict(words) for status, words in EVERYWHERE.items()})
     if "requestBody" in operation:
-        answers.update({str(status): dict(words) for status, words in raises(413).items()})
+        answers.update({str(status): dict(words) for status, words in raises(408, 413).items()})
     problem = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for status, words in answers.items():
         if status >= "400":

@@ -73,9 +73,10 @@ async def approvals(
     at: At,
     everything: Annotated[bool, Query(alias="all", description="Also those that are answered or over.")] = False,
     lease: Annotated[str | None, Query(description="Only this lease's.", max_length=100)] = None,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="How many of the newest.")] = 1000,
 ) -> Approvals:
     """What waits for a person, oldest first."""
-    return Approvals(approvals=await at.fleet.approvals(at.who, everything=everything, lease_id=lease))
+    return Approvals(approvals=await at.fleet.approvals(at.who, everything=everything, lease_id=lease, limit=limit))
 
 
 @router.get("/approvals/{approval}", summary="Show an approval", responses=raises(404))

@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cu_fleet.api.auth import SOCKET_OWNER, Call
+from cu_fleet.api.leaving import unless_left
 from cu_fleet.api.problems import on_unexpected
 from cu_fleet.model.errors import FleetError
 
@@ -49,15 +50,22 @@ class Direct:
         self._words = {key: _Words(operation) for key, operation in operations.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        words, asked = self._short(scope), None
-        if words:
-            headers = dict(scope["headers"])
-            body, receive = await _body(headers, receive) if words.has_body else (None, receive)
-            try:
-                asked = _token(headers), words.read(scope, headers, body)
-            except (ValueError, RecursionError):
-                asked = None
-        if words and asked:
+        words = self._short(scope) if scope["type"] == "http" else None
+        if words is None:
+            await self._app(scope, receive, send)
+        else:
+            async with unless_left(receive) as watched:
+                await self._served(words, scope, watched, send)
+
+    async def _served(self, words: "_Words", scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        body, receive = await _body(headers, receive) if words.has_body else (None, receive)
+        asked: tuple[str | None, dict[str, Any]] | None
+        try:
+            asked = _token(headers), words.read(scope, headers, body)
+        except (ValueError, RecursionError):
+            asked = None
+        if asked:
             answer = await self._answer(scope, receive, send, words.operation, *asked)
             await answer(scope, receive, send)
         else:

@@ -18,6 +18,7 @@ from collections.abc import Collection
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from cu_fleet.api.auth import SOCKET_OWNER
 from cu_fleet.api.problems import answer, on_http_exception, on_unexpected, stopping
@@ -59,8 +60,11 @@ class Guard:
         self._bodies = 0  # bytes of them that are held now
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._socket(scope, receive, send)
+            return
         if scope["type"] != "http":
-            raise RuntimeError(f"the door speaks HTTP, not {scope['type']}")
+            raise RuntimeError(f"the door speaks HTTP and WebSocket, not {scope['type']}")
         answering, body = _Answering(scope, send), _Body(self, receive, scope)
         try:
             self._check(scope, body.limit)
@@ -91,6 +95,15 @@ class Guard:
                 "others are sending so much that there is no room for this now", remedy="ask again in a moment"
             )
         self._bodies += size
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A viewer's: a browser asks nobody before it opens one to us from a page of elsewhere, so we look."""
+        try:
+            self._check(scope, 0)
+        except FleetError as error:
+            await WebSocket(scope, receive, send).send_denial_response(answer(error))
+        else:
+            await self._app(scope, receive, send)
 
     def _check(self, scope: Scope, limit: float) -> None:
         headers = {name: value.decode("latin-1") for name, value in reversed(scope["headers"]) if name in _READ}

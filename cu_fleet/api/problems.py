@@ -4,13 +4,14 @@ A FleetError becomes itself; words that do not fit a schema become an InvalidErr
 repeating the value (it may be a secret); anything unexpected says only that it happened, and is logged by the guard.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -70,7 +71,10 @@ def problem_of(error: FleetError) -> dict[str, Any]:
 
 
 def encoded(problem: Mapping[str, Any]) -> bytes:
-    return to_json(problem, inf_nan_mode="null", fallback=str)
+    try:
+        return to_json(problem, inf_nan_mode="null", fallback=str)
+    except PydanticSerializationError:  # half a character was asked for, and is told by its number
+        return json.dumps(problem, default=str).encode()
 
 
 def answer(error: FleetError) -> Response:
@@ -109,6 +113,8 @@ def _place(loc: Sequence[str | int]) -> tuple[str, str]:
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """What the framework itself refuses: an unknown path or method, a body too large or not readable."""
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # what it says of a body that is neither text nor JSON
+        return answer(InvalidError("the body cannot be read", remedy="send a JSON object, in UTF-8", key="body"))
     said = error.detail if isinstance(error.detail, str) else HTTPStatus(error.status_code).phrase
     words = {
         404: f"there is nothing at {request.url.path}",

@@ -98,7 +98,7 @@ class Launch(Value):
 
 class Text(Value):
     model_config = example(text="hello")
-    text: str
+    text: str = Field(max_length=32 << 20)  # a bound has it checked that these are whole characters
 
 
 ANSWERS: Answers = {200: {"model": Answer, "description": "What became of each action, and the picture."}}

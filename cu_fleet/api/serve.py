@@ -8,6 +8,7 @@ stop, whatever waits is told so first; what still runs after the grace is cut.
 import asyncio
 import os
 import pwd
+import resource
 import socket
 import struct
 from collections.abc import Callable, Generator, Mapping
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from cu_fleet.api.app import build
 from cu_fleet.api.auth import SOCKET_OWNER
@@ -28,25 +30,53 @@ if TYPE_CHECKING:
 
 GRACE = 3
 MAX_HEAD = 64 << 10  # bytes of request line and headers that do not come in one piece
-MAX_CONNECTIONS = 1000  # over TCP; the socket's owner is never locked out
+MAX_CONNECTIONS = 1000  # at each door
 HEAD_WITHIN = 30.0  # seconds for a request's line and headers to come
+READ_WITHIN = 60.0  # seconds in which the client must have read something of an answer
+MAX_MESSAGE = 2 << 20  # bytes of one message of a WebSocket: a viewer's clipboard and then some
+LAST_WORDS = 1.0  # seconds for what is still to be sent there
 _PEER = struct.Struct("3i")  # pid, uid, gid
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's, with bounds on headers that never end or never come."""
+    """uvicorn's, with bounds on headers that never end or never come, on answers that nobody reads, and in number.
 
+    One connection too many ends the one on which nothing goes on: first the oldest that never asked anything whole,
+    then the one whose last answer is longest ago. If something goes on on each, it is ended itself. So whoever opens
+    many locks out nobody who is at work.
+    """
+
+    share = 2  # one of so many parts of the descriptors; the rest is for desktops, files and the other door
+    since = (False, 0.0)  # whether it has had an answer, and when it came here or had the last
     _head = 0
     _in_head = False
     _late: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        self.since = (False, self.loop.time())
         self._expect_head()
+        if len(self.connections) > min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // self.share):
+            self._make_room()
+
+    def _make_room(self) -> None:
+        others = (one for one in self.connections if isinstance(one, _Protocol) and one is not self)
+        idle = min((one for one in others if one.idle), key=lambda one: one.since, default=self)
+        self.connections.discard(idle)  # the next to come must not count it, and hears of its end only later
+        idle.transport.abort()
+
+    @property
+    def idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def on_response_complete(self) -> None:
+        self.since = (True, self.loop.time())
+        super().on_response_complete()
 
     def _expect_head(self) -> None:
         self._head_came()
-        self._late = self.loop.call_later(HEAD_WITHIN, self.transport.close)
+        self._late = self.loop.call_later(HEAD_WITHIN, self.timeout_keep_alive_handler)
 
     def _head_came(self) -> None:
         if self._late is not None:
@@ -54,6 +84,7 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_came()
+        self._it_reads()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -73,19 +104,48 @@ class _Protocol(HttpToolsProtocol):
             if self._head > MAX_HEAD and not self.transport.is_closing():
                 self.send_400_response("The headers are too long.")
 
+    def timeout_keep_alive_handler(self) -> None:
+        """Close it; what is still unread then would hold it open."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    # an answer that is not read would keep its picture, and a file's its descriptor
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        self._it_reads()
+        super().resume_writing()
+
+    def _expect_reading(self) -> None:
+        self._it_reads()
+        left = self.transport.get_write_buffer_size()
+        self._unread = self.loop.call_later(READ_WITHIN, self._has_read, left)
+
+    def _has_read(self, before: int) -> None:
+        if self.transport.get_write_buffer_size() < before:
+            self._expect_reading()
+        else:
+            self.transport.abort()
+
+    def _it_reads(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
 
 class TcpProtocol(_Protocol):
-    """On TCP: bounded in number, so that whoever opens many cannot lock out the socket's owner."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
-            transport.abort()
+    """On TCP."""
 
 
 class SocketProtocol(_Protocol):
     """On the unix socket: marks each request with the user at the other end."""
 
+    share = 4
     _owner = ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -108,6 +168,16 @@ def _user_name(uid: int) -> str:
         return f"uid-{uid}"
 
 
+class _Socket(WebSocketsSansIOProtocol):
+    """A viewer's WebSocket, which ends when we are through with it, whatever the viewer has not taken by then."""
+
+    async def run_asgi(self) -> None:
+        try:
+            await super().run_asgi()
+        finally:
+            self.loop.call_later(LAST_WORDS, self.transport.abort)
+
+
 class _Door(uvicorn.Server):
     """A uvicorn server that stops when told and leaves the process's signals alone."""
 
@@ -116,7 +186,9 @@ class _Door(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http=protocol,
-                ws="none",
+                ws=_Socket,
+                ws_max_size=MAX_MESSAGE,
+                ws_per_message_deflate=False,  # pictures are deflated already
                 lifespan="off",
                 log_config=None,
                 log_level="warning",

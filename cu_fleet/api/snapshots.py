@@ -42,7 +42,7 @@ async def save(desktop: DesktopId, at: At, body: Save | None = None) -> Snapshot
     return await at.fleet.save(at.who, desktop, (body or Save()).note)
 
 
-@router.get("/snapshots", summary="List snapshots")
+@router.get("/snapshots", summary="List snapshots", responses=raises(404))
 async def snapshots(
     at: At, desktop: Annotated[str | None, Query(max_length=100, description="Only of this one.")] = None
 ) -> Snapshots:

@@ -36,6 +36,8 @@ class Endpoint:
     connect: Callable[[], Awaitable[socket.socket]]
     where: str  # for people
     password: str | None = None
+    helped: bool = True  # whether somebody of ours is inside, for what VNC cannot carry
+    within: float | None = None  # seconds by which its server's own knowledge may be old, where that is known
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,22 @@ class Files(Protocol):
         ...
 
 
+class Lending(Protocol):
+    """Folders of this machine that lie in a slot for a time, where programs on both sides write. Moved, never copied.
+
+    A folder is known by its device and inode, whatever the desktop calls it meanwhile. Both verbs may be called again
+    after a crash at any point.
+    """
+
+    async def lend(self, handle: Handle, name: str, folder: Path, inode: tuple[int, int]) -> Path:
+        """Move a folder into the slot, and let the desktop write there; returns where it is on this machine now."""
+        ...
+
+    async def fetch(self, handle: Handle, name: str, folder: Path, inode: tuple[int, int]) -> bool:
+        """Move it, or what goes by its name, out again to where it was; False if no such folder is there any more."""
+        ...
+
+
 class Network(Protocol):
     """The network modes a profile may ask this backend for."""
 
@@ -161,7 +179,11 @@ class Meter(Protocol):
 
 class Disk(Protocol):
     async def used(self, handle: Handle) -> int:
-        """Bytes on this machine's disk that the desktop has written, whatever it did to hide them."""
+        """Bytes on disk that the desktop has written, whatever it did to hide them."""
+        ...
+
+    async def at_home(self, handle: Handle) -> bool:
+        """Whether that is the disk of the fleet's home, and not one elsewhere."""
         ...
 
 
@@ -184,6 +206,7 @@ class Abilities:
     exec: Exec | None = None
     freeze: Freeze | None = None
     files: Files | None = None
+    lending: Lending | None = None
     network: Network | None = None
     logs: Logs | None = None
     meter: Meter | None = None

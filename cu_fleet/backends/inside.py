@@ -136,6 +136,24 @@ def screen(profile: Profile, label: str, *, opengl: bool) -> list[str]:
     return [*words, *([] if opengl else ["-extension", "GLX"]), "-desktop", label]
 
 
+# With these x11vnc knows its screen within half a second; as it comes, it may take twenty.
+X11VNC = "-xd_area 0 -wait 10 -defer 1 -nonap -sb 0 -speeds lan"
+X11VNC_WITHIN = 0.5
+# The X server says on the pipe that it is up; neither outlives the other. The clipboard is the helper's alone: while
+# x11vnc looks into it too, nobody can tell whether a program has taken what was pasted.
+_X11VNC = f""""$@" | {{ read display && x11vnc -display :0 -unixsock {guest.RUN}/rfb.sock -rfbport 0 -desktop "$0" \
+    -forever -shared -nopw -nosel -nolookup -noipv6 -norc {X11VNC}
+kill $$; }}"""
+
+
+def polled_screen(profile: Profile, label: str, *, opengl: bool) -> list[str]:
+    """The same by Xvfb, which x11vnc looks at."""
+    size = profile.screen
+    server = f"""Xvfb :0 -displayfd 1 -screen 0 {size.width}x{size.height}x24 -dpi {size.dpi} -nolisten tcp -noreset
+        -s 0""".split()
+    return ["/bin/sh", "-c", _X11VNC, label, *server, *([] if opengl else ["-extension", "GLX"])]
+
+
 def template(profile: Profile, folders: Iterable[Path]) -> Path | None:
     """The folder every fresh home of this profile begins with."""
     if profile.home is None:

@@ -9,14 +9,16 @@ picture; its files are a dictionary that snapshots copy; its commands are corout
     backend.commands["greet"] = greet   # async def greet(call: Call) -> int
 """
 
+import shutil
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cu_fleet.backends.base import Abilities, Check, Endpoint, FileInfo, Found, Place, Saved, Spec, Usage
+from cu_fleet.backends.lending import SlotLending
 from cu_fleet.backends.memory_inside import COMMANDS, HOME, Call, Command, MemoryDesktop, MemoryFile, MemoryProcess
 from cu_fleet.backends.memory_screen import Gate, Screen
-from cu_fleet.backends.slot import parts
+from cu_fleet.backends.slot import Slot, parts
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import ConflictError, InvalidError, NotFoundError, UnsupportedError
 from cu_fleet.model.profile import Profile
@@ -51,6 +53,7 @@ class MemoryBackend:
             exec=_Exec(self),
             freeze=_Freeze(self),
             files=_Files(self),
+            lending=SlotLending(self._lent),
             network=_Network(),
             logs=_Logs(self),
             meter=_Meter(self),
@@ -100,6 +103,16 @@ class MemoryBackend:
 
     async def stop(self, handle: Handle) -> None:
         await self._end(_id(handle))
+        self.empty(handle)
+
+    def _lent(self, handle: Handle) -> Slot:
+        """Folders of the host cannot lie in memory: they lie in the home, which the fake's programs do not see."""
+        folder = self.place.home / "memory" / _id(handle)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Slot(folder, None)
+
+    def empty(self, handle: Handle) -> None:
+        shutil.rmtree(self.place.home / "memory" / _id(handle), ignore_errors=True)
 
     async def _end(self, desktop: str) -> None:
         found = self.world.desktops.get(desktop)
@@ -197,6 +210,9 @@ class _Meter(_Ability):
 
 
 class _Disk(_Ability):
+    async def at_home(self, handle: Handle) -> bool:
+        return True
+
     async def used(self, handle: Handle) -> int:
         desktop = self.backend.of(handle)
         return sum(len(file.data) for files in (desktop.files, desktop.slot) for file in files.values())
@@ -237,6 +253,8 @@ class _Files(_Ability):
         slot, names = self.backend.of(handle).slot, parts(path)
         for other in [p for p in slot if not names or p == path or p.startswith(f"{path}/")]:
             del slot[other]
+        if not names:
+            self.backend.empty(handle)
 
 
 def _info(path: str, file: MemoryFile) -> FileInfo:

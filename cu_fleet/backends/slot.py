@@ -15,7 +15,7 @@ import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from cu_fleet.backends.base import FileInfo
 from cu_fleet.backends.tree import wipe
@@ -184,10 +184,22 @@ class Slot:
         return os.fstat(look), look
 
 
+class AnySlot(Protocol):
+    """A slot, wherever it lies."""
+
+    async def put(self, path: str, data: AsyncIterator[bytes], *, mode: int = 0o644) -> int: ...
+
+    def get(self, path: str) -> AsyncIterator[bytes]: ...
+
+    async def listing(self, path: str = "") -> list[FileInfo]: ...
+
+    async def remove(self, path: str) -> None: ...
+
+
 class SlotFiles:
     """The Files ability of a backend whose desktops have such slots."""
 
-    def __init__(self, slot: Callable[[Handle], Slot]) -> None:
+    def __init__(self, slot: Callable[[Handle], AnySlot]) -> None:
         self._slot = slot
 
     async def put(self, handle: Handle, path: str, data: AsyncIterator[bytes], *, mode: int = 0o644) -> int:
@@ -282,10 +294,10 @@ def _words(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        raise _in_words(path, e) from e
+        raise in_words(path, e) from e
 
 
-def _in_words(path: str, e: OSError) -> FleetError:
+def in_words(path: str, e: OSError) -> FleetError:
     if e.errno == errno.ENOENT:
         return NotFoundError(f"there is no {path!r} in the slot", code="no_file", path=path)
     if e.errno == errno.ELOOP:

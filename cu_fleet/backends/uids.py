@@ -34,9 +34,12 @@ class Uids:
         """The uid this desktop has; None if it has none of its own, as when we are an ordinary user."""
         return next((int(path.name) for path, owner in self.owners().items() if owner == desktop), None)
 
-    def take(self, desktop: str) -> int | None:
-        """A uid that no other desktop has; the one it has already, if it has one."""
-        if os.geteuid() != 0:
+    def take(self, desktop: str, *, elsewhere: bool = False) -> int | None:
+        """A uid that no other desktop has; the one it has already, if it has one.
+
+        Only root can use one on this machine; `elsewhere` is for a machine where somebody else does.
+        """
+        if os.geteuid() != 0 and not elsewhere:
             return None
         if (has := self.of(desktop)) is not None:
             return has

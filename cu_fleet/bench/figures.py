@@ -48,6 +48,7 @@ class Figure:
     against: Series | None = None  # the bare thing, measured in turns with ours
     most: float | None = None  # the aim: at most so many, or so many times what it is measured against
     most_ms: float | None = None  # the aim in itself, for one that is measured against something too
+    most_more: float | None = None  # the aim: at most so many more than what it is measured against
     facts: Mapping[str, Any] = field(default_factory=dict)  # what it is made of
     others: Mapping[str, Series | str] = field(default_factory=dict)  # who else does this; or why it was not measured
     times_faster: Mapping[str, float] = field(default_factory=dict)  # the aim beside them, for some
@@ -68,6 +69,8 @@ class Figure:
         judged: list[bool | None] = [] if self.most is None else [reached <= self.most]
         if self.most_ms is not None:
             judged.append(self.series.median <= self.most_ms)
+        if self.most_more is not None and self.against:
+            judged.append(self.series.median - self.against.median <= self.most_more)
         for other, least in self.times_faster.items():
             times = self.times(other)
             judged.append(None if times is None else times >= least)
@@ -77,6 +80,7 @@ class Figure:
         kind = "times" if self.against else self.series.unit
         aim: dict[str, Any] = {} if self.most is None else {"at_most": self.most, "unit": kind}
         aim |= {} if self.most_ms is None else {"at_most": self.most_ms, "unit": "ms"}
+        aim |= {} if self.most_more is None else {"at_most_more": self.most_more, "unit": self.series.unit}
         aim |= {"times_faster": dict(self.times_faster)} if self.times_faster else {}
         return {
             "row": self.row,
@@ -102,6 +106,8 @@ class Figure:
             words.append(f"≤ {self.most:g}×" if self.against else f"≤ {self.most:g} {self.series.unit}")
         if self.most_ms is not None:
             words.append(f"≤ {self.most_ms:g} ms")
+        if self.most_more is not None:
+            words.append(f"≤ {self.most_more:g} {self.series.unit} more")
         if self.times_faster:
             least = min(self.times_faster.values())
             words.append(f"≥ {least:g}× faster than {' and '.join(self.times_faster)}")

@@ -7,6 +7,7 @@ headers.
 import json
 import socket
 import time
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,11 +19,12 @@ _PIECE = 1 << 20
 class Plain:
     """Blocks: call it in a thread. The time is taken here, from the request to the last byte of the answer."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, more: Mapping[str, str] | None = None) -> None:
         where = urlsplit(url)
         self._socket = socket.create_connection((where.hostname, where.port), timeout=60)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._headers = f"Host: {where.netloc}\r\nAuthorization: Bearer {token}\r\n"
+        headers = {"Host": where.netloc, "Authorization": f"Bearer {token}", **(more or {})}
+        self._headers = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
 
     def ask(self, method: str, path: str, body: Any = None, *, expect: int = 200) -> tuple[float, bytes, str]:
         """The seconds, the answer and its `Cu-Fleet-Frame`."""

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+from cu_fleet.bench.codexes import codexes
+from cu_fleet.bench.containers import beginning, many, standing_ready
 from cu_fleet.bench.scenes import granting, standing, starting
 from cu_fleet.bench.screens import acting, looking, resting
 from cu_fleet.bench.soak import soaking
+from cu_fleet.bench.speaking import speaking
 from cu_fleet.bench.stage import Scene
 
 SIZES = ((1280, 800), (1920, 1080))
@@ -29,9 +32,15 @@ SCENES: dict[Scene, tuple[str, ...]] = {
         *("click-http", "click-client", "actions", "actions-batch"),
         *("key-to-frame-http", "key-to-frame-client", "type-1000"),
     ),
+    beginning: ("docker-cold-start", "docker-rollback", "docker-snapshot"),
+    standing_ready: ("docker-warm-grant",),
+    many: ("docker-many-start", "docker-memory"),
+    speaking: ("screenshot-mcp", "click-mcp"),
+    codexes: ("codex-at-once",),
     soaking: tuple(f"soak-{what}" for what in ("memory", "descriptors", "threads", "tasks", "clients", "rate")),
 }
-ON_DEMAND = SCENES[soaking]  # too long for a run of everything
+# Too long for a run of everything; or in need of an engine and its image, or of Codex, which not every machine has.
+ON_DEMAND = tuple(row for scene in (soaking, beginning, standing_ready, many, codexes) for row in SCENES[scene])
 ROWS = tuple(row for rows in SCENES.values() for row in rows)
 
 

@@ -42,7 +42,7 @@ async def starting(stage: Stage) -> AsyncGenerator[Figure, None]:
             cold, desktop = await timed(lease(at))
             ours.append(cold)
             await asyncio.sleep(REST)
-            back.append(await _rolled_back(at, desktop.lease))
+            back.append(await rolled_back(at, desktop.lease))
             await at.fleet.remove_desktop(str(desktop.lease.desktop))
     cold_series = milliseconds(ours[1:], "a lease of a desktop that does not exist yet, until its first frame is seen")
     bare_series = milliseconds(theirs[1:], "bwrap Xvnc until its first frame")
@@ -55,21 +55,27 @@ async def starting(stage: Stage) -> AsyncGenerator[Figure, None]:
 
 async def granting(stage: Stage) -> AsyncGenerator[Figure, None]:
     """Leases of a desktop that stands ready; the next is being made ready meanwhile, as it is in use."""
-    grants = list[float]()
     async with house(stage.top, {"warm": 1}, most=3) as at:
-        for number in range(stage.plan.rounds + 1):
-            stage.tell(f"warm grants: {number} of {stage.plan.rounds}")
-            await at.settled()
-            await asyncio.sleep(REST)
-            seconds, desktop = await timed(lease(at))
-            grants.append(seconds)
-            await at.settled()
-            await at.fleet.release(desktop.id)
-            await at.settled()
-    yield Figure("warm-grant", milliseconds(grants[1:], "a lease of a desktop that stands ready"), most=10)
+        grants = await granted_warm(stage, at, "warm grants")
+    yield Figure("warm-grant", milliseconds(grants, "a lease of a desktop that stands ready"), most=10)
 
 
-async def _rolled_back(at: House, held: LeaseView) -> float:
+async def granted_warm(stage: Stage, at: House, what: str) -> list[float]:
+    """The seconds of each but the first."""
+    grants = list[float]()
+    for number in range(stage.plan.rounds + 1):
+        stage.tell(f"{what}: {number} of {stage.plan.rounds}")
+        await at.settled()
+        await asyncio.sleep(REST)
+        seconds, desktop = await timed(lease(at))
+        grants.append(seconds)
+        await at.settled()
+        await at.fleet.release(desktop.id)
+        await at.settled()
+    return grants[1:]
+
+
+async def rolled_back(at: House, held: LeaseView) -> float:
     """Release it; the seconds until the record says that its desktop is ready."""
     last = int((await at.fleet.status())["audit"]["entries"])
     began = time.perf_counter()

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from cu_fleet.cli import (
+    approval,
     audit,
     codex,
     cp,
@@ -27,10 +28,31 @@ from cu_fleet.cli import (
     screen,
     service,
     snapshot,
+    watch,
+    worktree,
 )
 from cu_fleet.cli.errors import FleetGroup
 
-GROUPS = (service, doctor, profile, image, lease, desktop, screen, frames, cp, snapshot, mcp, codex, run, people, audit)
+GROUPS = (
+    service,
+    doctor,
+    profile,
+    image,
+    lease,
+    watch,
+    desktop,
+    screen,
+    frames,
+    cp,
+    snapshot,
+    worktree,
+    approval,
+    mcp,
+    codex,
+    run,
+    people,
+    audit,
+)
 
 app = typer.Typer(
     name="cu-fleet",

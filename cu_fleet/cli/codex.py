@@ -3,9 +3,9 @@
 Codex is our child, in our process group and with our terminal, so that ^C and ^Z do what they do without us. It is
 told of its desktop by `-c` overrides alone: whatever its configuration file says stays as it is. The lease's token is
 in its environment, and nothing else that opens anything: what was ours of CU_FLEET_* is not passed on, so a `cu-fleet`
-that Codex runs has the lease's right and no other. Before Codex runs a signal ends us; while it runs the signal is
-Codex's; afterwards there is nothing left to end but a release that takes seconds. Should we be killed ourselves, the
-lease runs out.
+that Codex runs has the lease's right and no other. What all that comes to is looked up and said before it runs. Before
+Codex runs a signal ends us; while it runs the signal is Codex's; afterwards there is nothing left to end but a release
+that takes seconds. Should we be killed ourselves, the lease runs out.
 """
 
 import asyncio
@@ -15,17 +15,19 @@ import shutil
 import signal
 import subprocess
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cu_fleet.cli import complete, connect, output
+from cu_fleet.cli import complete, connect, output, promises
 from cu_fleet.cli.acquire import acquire
 from cu_fleet.cli.clients import TOKEN
+from cu_fleet.cli.codex_worktree import RunsWorktree
 from cu_fleet.cli.common import command, seconds
 from cu_fleet.cli.holding import END_WITHIN, FROM_KEYBOARD, give_back, heeding, in_foreground, renew
 from cu_fleet.cli.mcp import PANEL
-from cu_fleet.model.errors import DeniedError, UnavailableError
+from cu_fleet.model.errors import DeniedError, InvalidError, UnavailableError
 
 TTL = 300.0  # seconds; renewed while this process lives, and soon over should it be killed
 
@@ -36,6 +38,7 @@ def register(root: typer.Typer) -> None:
         "codex",
         "cu-fleet codex",
         "cu-fleet codex --agent codex-a --profile local -- exec 'open the editor and write a haiku'",
+        "cu-fleet codex --worktree next -- exec 'mend the date picker, and try it in the browser'",
         rich_help_panel=PANEL,
     )(codex)
 
@@ -54,6 +57,21 @@ def codex(
     wait: Annotated[
         str, typer.Option("--wait", metavar="TIME", help="How long to stand in line: 60s, 5m or forever.")
     ] = "60s",
+    worktree: Annotated[
+        str | None,
+        typer.Option(
+            "--worktree", metavar="BASE", help="In a git worktree of its own, from this branch, tag or commit."
+        ),
+    ] = None,
+    repo: Annotated[
+        str | None, typer.Option("--repo", metavar="PATH", help="Of this repository; none: the one you stand in.")
+    ] = None,
+    into: Annotated[
+        str | None,
+        typer.Option(
+            "--into", metavar="BRANCH", help="Merged into this when a person approves; none: BASE, if a branch."
+        ),
+    ] = None,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print one JSON document at the end; what Codex prints goes to standard error."),
@@ -64,21 +82,49 @@ def codex(
     It leases the desktop, waiting in line for it if need be, and starts codex with the desktop's tools beside
     those it has. Signals go to Codex and its exit code becomes ours. Whatever the end is, the desktop is given back
     and rolled back to clean. Its right is the agent's: CU_FLEET_TOKEN may hold an agent's token or an operator's.
+
+    With --worktree it runs in a folder and on a branch of its own, which its desktop sees as ~/Shared/REPOSITORY (files
+    only: git works on this machine's side). At the end what is unchanged is removed; what was changed is kept, checked
+    by your review command, and merged only when you approve: cu-fleet worktree list.
     """
     patience = seconds("--wait", wait, forever=None)
+    tree = _worktree(worktree, repo, into, words or [])
     program = _program()
     body = {"profile": profile, "wait": patience, "ttl": TTL}
     name, token = _right(agent)
-    run = _Run([program, *(words or [])], as_json)
+    run = _Run([program, *(words or [])], as_json, tree)
     told = connect.run(lambda wire: run.whole(wire, name, body), token=token)
     if as_json:
         output.document(told)
     raise typer.Exit(told["exit"])
 
 
+def _worktree(base: str | None, repo: str | None, into: str | None, words: list[str]) -> RunsWorktree | None:
+    """What was asked for, refused where it contradicts itself."""
+    from cu_fleet.client.naming import kind_of
+
+    if base is None:
+        if repo or into:
+            raise InvalidError("--repo and --into go with --worktree BASE", code="usage")
+        return None
+    if promises.moves(words):
+        raise InvalidError(
+            "Codex is told to work in another folder (-C), and in a worktree of its own",
+            remedy="leave one out",
+            code="usage",
+        )
+    if kind_of(os.environ.get("CU_FLEET_TOKEN")) == "cfa":
+        raise DeniedError(
+            "a worktree is made by whoever owns the fleet, and CU_FLEET_TOKEN is an agent's",
+            remedy="unset it: Codex is given the agent's right and no more all the same",
+            code="needs_operator",
+        )
+    return RunsWorktree(str(Path(repo or ".").absolute()), base, into, promises.prompt(words))
+
+
 def _program() -> str:
     if program := shutil.which("codex"):
-        return program
+        return str(Path(program).absolute())
     raise UnavailableError("codex is not on PATH", remedy="install it: npm install -g @openai/codex", code="no_codex")
 
 
@@ -101,8 +147,8 @@ def _right(agent: str) -> tuple[str, str]:
 class _Run:
     """One Codex and its lease, and what becomes of a signal meanwhile."""
 
-    def __init__(self, words: list[str], as_json: bool) -> None:
-        self._words, self._as_json = words, as_json
+    def __init__(self, words: list[str], as_json: bool, tree: RunsWorktree | None) -> None:
+        self._words, self._as_json, self._tree = words, as_json, tree
         self._process: subprocess.Popen[bytes] | None = None
         self._signal: int | None = None  # that ended us before Codex ran
         self._killing: asyncio.TimerHandle | None = None
@@ -127,28 +173,44 @@ class _Run:
             self._process.send_signal(number)
             if number not in FROM_KEYBOARD and self._killing is None:
                 self._killing = asyncio.get_running_loop().call_later(END_WITHIN, self._process.kill)
+        elif self._tree and self._process.poll() is not None:
+            self._tree.enough.set()
 
     async def _leased(self, wire: connect.Wire, agent: str, body: dict[str, Any]) -> dict[str, Any]:
         profile = await connect.ask(wire, "GET", connect.path("profiles", body["profile"]))
         async with AsyncExitStack() as held:
+            if self._tree:
+                self._tree.open(wire)
+                held.push_async_callback(self._tree.close)
+                await self._tree.look()
             own, view = await _acquired(held, wire, agent, body)
             told = {name: value for name, value in view.items() if name != "token"}
             told |= {"network": profile["network"], "gates": profile["gates"]}
             try:
-                self._introduce(told)
-                code = await self._with_desktop(own, view)
+                cwd = await self._tree.make(view["lease"]) if self._tree else None
+                url = _url(own.url or view["url"])
+                await self._introduce(told, url, view["token"])
+                code = await self._with_desktop(own, view, url, cwd)
             finally:
                 told["state"] = await give_back(own, view["lease"], TTL, "Codex ended")
+            if self._tree:
+                told["worktree"] = await self._tree.ended()
             return {**told, "exit": code}
 
-    def _introduce(self, told: dict[str, Any]) -> None:
+    async def _introduce(self, told: dict[str, Any], url: str, token: str) -> None:
+        """What its settings promise, checked where it can be."""
         where, screen = told["desktop"], f"{told['width']}x{told['height']}"
         output.note(f"lease {told['lease']}: agent {told['agent']} has desktop {where} ({screen}) while Codex runs")
         output.note(f"profile {told['profile']}: network {told['network']}, gates {told['gates']}")
+        offered = await promises.tools(url, token)
+        for line in promises.told(self._words[1:], os.environ, offered, told["network"]):
+            output.note(line)
+        if self._tree:
+            self._tree.introduce()
 
-    async def _with_desktop(self, wire: connect.Wire, view: dict[str, Any]) -> int:
+    async def _with_desktop(self, wire: connect.Wire, view: dict[str, Any], url: str, cwd: Path | None) -> int:
         """Codex from its start to its end. From here on a signal is Codex's: nothing is awaited before it is known."""
-        process = self._process = self._start(wire.url or view["url"], view["token"])
+        process = self._process = self._start(url, view["token"], cwd)
         renewing = asyncio.create_task(renew(wire, view["lease"], TTL), name=f"renew {view['lease']}")
         try:
             code = await asyncio.to_thread(process.wait)
@@ -158,15 +220,20 @@ class _Run:
                 self._killing.cancel()
         return 128 - code if code < 0 else code
 
-    def _start(self, url: str | None, token: str) -> "subprocess.Popen[bytes]":
-        if not url:
-            raise UnavailableError("the controller listens at no address", remedy="cu-fleet down, then cu-fleet up")
+    def _start(self, url: str, token: str, cwd: Path | None) -> "subprocess.Popen[bytes]":
         program, *words = self._words
         out = 2 if self._as_json else None
+        env = {**_environment(url, token), **({"PWD": str(cwd)} if cwd else {})}
         try:
-            return subprocess.Popen([program, *_overrides(url), *words], env=_environment(url, token), stdout=out)
+            return subprocess.Popen([program, *_overrides(url), *words], env=env, stdout=out, cwd=cwd)
         except OSError as error:
             raise UnavailableError(f"{program} cannot be started: {error.strerror}", code="no_codex") from None
+
+
+def _url(url: str | None) -> str:
+    if not url:
+        raise UnavailableError("the controller listens at no address", remedy="cu-fleet down, then cu-fleet up")
+    return url
 
 
 def _overrides(url: str) -> list[str]:

@@ -46,6 +46,14 @@ def snapshots(incomplete: str) -> list[Offer]:
     return _offers("snapshots", incomplete, lambda x: [(x["id"], f"{x['desktop']} {x['note']}")])
 
 
+def worktrees(incomplete: str) -> list[Offer]:
+    return _offers("worktrees", incomplete, lambda x: [(x["worktree"], f"{x['agent']}: {x['state']}")])
+
+
+def approvals(incomplete: str) -> list[Offer]:
+    return _offers("approvals", incomplete, lambda x: [(x["approval"], f"{x['agent']}: {x['reason']}")])
+
+
 def _desktop_words(view: dict[str, Any]) -> list[Offer]:
     words = [(view["desktop"], f"{view['profile']}, {view['stage']}")]
     return [*words, (view["name"], view["desktop"])] if view["name"] else words

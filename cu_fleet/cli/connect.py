@@ -162,6 +162,16 @@ async def lines(
             yield value
 
 
+async def events(wire: Wire, after: int) -> AsyncIterator[dict[str, Any]]:
+    """Entries of the record as they are written, from after this one on."""
+    from cu_fleet.client.http import lines as lines_of
+
+    async with wire.stream("GET", "/v1/events", query={"after": after}, patience=None, start=False) as answer:
+        async for line in lines_of(wire, answer):
+            if line.startswith("data:"):
+                yield json.loads(line[5:])
+
+
 def broken_off(what: str) -> BrokenError:
     return BrokenError(f"{what} broke off before its end", code="broken_off")
 

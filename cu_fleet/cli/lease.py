@@ -129,8 +129,8 @@ def list_(
 
 
 def _row(view: dict[str, Any]) -> list[output.Cell]:
-    waiting = view["state"] == "waiting"
-    control = view["control"] if view["state"] == "active" and view["control"] != "agent" else ""
+    waiting, asks = view["state"] == "waiting", view.get("approvals")
+    control = view["control"] if view["state"] == "active" and view["control"] != "agent" else "asking" if asks else ""
     return [
         view["lease"],
         view["agent"],
@@ -139,8 +139,13 @@ def _row(view: dict[str, Any]) -> list[output.Cell]:
         f"{view['state']}/{control}" if control else view["state"],
         output.span(view["remaining"]),
         view["waiters"] or "",
-        (view.get("message") if waiting else None) or view["reason"],
+        (view.get("message") if waiting else None) or view["reason"] or _asks(view),
     ]
+
+
+def _asks(view: dict[str, Any]) -> str:
+    asks = view.get("approvals") or ()
+    return f"waits for a person's answer: cu-fleet approval show {asks[0]}" if asks else ""
 
 
 @command(app, "show", "cu-fleet lease show ls_3k9m2c7d1x", "cu-fleet lease show ls_3k9m2c7d1x --json")
@@ -292,5 +297,12 @@ def _known(view: dict[str, Any]) -> dict[str, output.Cell]:
         "ended": view["ended_at"],
         "place": view.get("place"),
         "waits for": view.get("message"),
+        "asks": ", ".join(view.get("approvals") or ()),
         "waiters": view["waiters"] or None,
+        "watched by": "; ".join(map(_watcher, view.get("watchers") or ())),
     }
+
+
+def _watcher(watcher: dict[str, Any]) -> str:
+    may = "in control" if watcher["control"] else "looking"
+    return f"{watcher['who']} since {output.clock(watcher['since'])}, {may} ({watcher['way']})"

@@ -5,6 +5,7 @@ anything else is found by its own name.
 """
 
 import asyncio
+import fcntl
 import os
 import tarfile
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from cu_fleet.cli import output
 from cu_fleet.model.errors import InvalidError, NotFoundError, UnavailableError
+from cu_fleet.settings import default_home
 
 MOST_BYTES = 1 << 30
 MOST_FILES = 100_000
@@ -28,8 +30,12 @@ def to_bring(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     for path, _ in found:
         if not os.path.lexists(path):
             raise NotFoundError(f"there is no {path} here", code="no_file")
-        if path.resolve() in (home, Path("/")):
-            raise InvalidError(f"{path.resolve()} is not brought into a desktop as a whole", remedy=_SAY, code="usage")
+        whole, fleet = path.resolve(), default_home().resolve()
+        if whole in (home, Path("/")):
+            raise InvalidError(f"{whole} is not brought into a desktop as a whole", remedy=_SAY, code="usage")
+        if fleet.is_relative_to(whole) or whole.is_relative_to(fleet):
+            what = f"{whole} and {fleet}, where the fleet keeps its secrets and its desktops, are one in the other"
+            raise InvalidError(what, remedy=_SAY, code="usage")
         for folder, _, files in os.walk(path) if path.is_dir() else [(str(path.parent), [], [path.name])]:
             count += 1 + len(files)
             size += sum(os.lstat(Path(folder, name)).st_size for name in files)
@@ -58,6 +64,7 @@ class Packed:
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         reading, writing = os.pipe2(os.O_CLOEXEC)
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _CHUNK)
         packing = threading.Thread(target=self._pack, args=(writing,), name="pack files", daemon=True)
         packing.start()
         try:

@@ -169,7 +169,7 @@ class _Team:
             self._settled.set()
 
     def _heard(self, number: signal.Signals) -> None:
-        if self._process is None:
+        if self._process is None or self._over.is_set():
             for worker in self._workers:
                 worker.heard(number)
         elif self._process.poll() is None and not (number in FROM_KEYBOARD and in_foreground()):

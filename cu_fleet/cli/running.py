@@ -21,15 +21,17 @@ from cu_fleet.cli.acquire import acquire
 from cu_fleet.cli.holding import END_WITHIN, FROM_KEYBOARD, give_back, renew
 from cu_fleet.cli.pack import Packed
 from cu_fleet.cli.slot import look
-from cu_fleet.model.errors import FleetError, UnavailableError
+from cu_fleet.model.errors import FleetError, LeaseOverError, UnavailableError
 
 TTL = 60.0  # seconds; renewed while this process lives, and soon over should it be killed
 LINGER = 1.0  # seconds that what the command left running may hold on to its output
 WORK = "work"  # the folder below the desktop's home that what we bring lies in
 OUT = "out"  # below ~/Shared: what comes back
+_TAKEN_AWAY = ("revoked", "expired", "reassigned", "lost")
+_AGAIN, _TRIES = 0.1, 50  # seconds until a command that could not hear is told again, and how often
 _LONGEST = 64 << 10  # bytes of a line that waits for its end
 _BEGIN = 'f=$1; cd "$HOME/$2" || exit; shift 2; echo $$ >"$f" && exec "$@"'
-_SIGNAL = 'kill -"$1" -- -"$(cat "$2")"'
+_SIGNAL = 'kill -s "$1" -- -"$(cat "$2")"'
 _UNPACK = f'mkdir -p "$HOME/{WORK}" && exec tar -x -C "$HOME/{WORK}" -f -'
 
 
@@ -90,7 +92,8 @@ class Worker:
         self._passing: set[asyncio.Task[None]] = set()
         self._interrupted = 0
         self._signal: int | None = None  # that ended us before the command ran
-        self._given_up = False
+        self._given_up = self._ending = False
+        self._fetching: asyncio.Task[None] | None = None
 
     async def whole(self, work: "Work") -> None:
         """What goes wrong here is this worker's alone: it is told, and its exit code says so."""
@@ -99,7 +102,8 @@ class Worker:
             await self._leased(work)
         except FleetError as error:
             output.complain(f"{self._name}{error.what}", error.remedy)
-            self.told |= {"exit": error.exit_code, "error": error.code, "message": error.what}
+            code = LeaseOverError.exit_code if self.told["state"] in _TAKEN_AWAY else error.exit_code
+            self.told |= {"exit": code, "error": error.code, "message": error.what}
         except asyncio.CancelledError:
             if self._signal is None and not self._given_up:
                 raise
@@ -122,14 +126,20 @@ class Worker:
             output.note(f"{self._name}lease {view['lease']}: agent {agent} has desktop {view['desktop']} ({screen})")
             self.told["exit"] = await work(self)
             if wanted.artifacts:
-                await self._fetch(wanted.artifacts / str(self.number) if wanted.workers > 1 else wanted.artifacts)
+                await self._fetched(wanted.artifacts / str(self.number) if wanted.workers > 1 else wanted.artifacts)
         finally:
+            self._ending = True
             renewing.cancel()
             self.told["state"] = await give_back(self.wire, view["lease"], TTL, "it ended")
 
     def heard(self, number: signal.Signals) -> None:
-        """A signal of ours: the command's while it runs; before that our end; afterwards nothing is left to end."""
-        if self._running is None:
+        """A signal of ours: the command's while it runs; before that our end; afterwards that of what takes long."""
+        if self._ending:
+            return  # giving back is all that is left
+        if self._fetching:
+            self.told["exit"] = self.told["exit"] or 128 + number
+            self._fetching.cancel()
+        elif self._running is None:
             if self._signal is None and self._task:
                 self._signal = number
                 self._task.cancel()
@@ -148,8 +158,12 @@ class Worker:
 
     async def _pass(self, number: signal.Signals) -> None:
         """Tell the command; a program that stays after it was told to end is ended."""
+        words = ["/bin/sh", "-c", _SIGNAL, "cu-fleet run", number.name.removeprefix("SIG"), self._pid]
         with suppress(FleetError):
-            await self._run(["/bin/sh", "-c", _SIGNAL, "cu-fleet run", number.name.removeprefix("SIG"), self._pid])
+            for _ in range(_TRIES):
+                if not await self._run(words) or not self._running or self._running.done():
+                    break
+                await asyncio.sleep(_AGAIN)  # it has only just begun, and cannot hear yet
         if number not in FROM_KEYBOARD:
             await asyncio.sleep(END_WITHIN)
             if self._running:
@@ -207,6 +221,16 @@ class Worker:
                 take(stream, data)
         assert command.exit_code is not None
         return command.exit_code
+
+    async def _fetched(self, place: Path) -> None:
+        self._fetching = asyncio.create_task(self._fetch(place), name=f"artifacts of {self.number}")
+        try:
+            await asyncio.shield(self._fetching)
+        except asyncio.CancelledError:
+            if not self._fetching.cancelled():
+                self._fetching.cancel()
+                raise
+            output.note(f"{self._name}the artifacts were not all fetched")
 
     async def _fetch(self, place: Path) -> None:
         """What lies in ~/Shared/out, if there is such a folder."""

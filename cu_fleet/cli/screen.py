@@ -162,6 +162,9 @@ def act(
     frame: Annotated[
         str | None, typer.Option("--frame", metavar="FRAME", help="Coordinates are pixels of this frame.")
     ] = None,
+    approval: Annotated[
+        str | None, typer.Option("--approval", metavar="APPROVAL", help="A person's answer to these very actions.")
+    ] = None,
     request_id: Annotated[
         str | None, typer.Option("--request-id", help="Asking again with the same id does nothing twice.")
     ] = None,
@@ -175,7 +178,8 @@ def act(
     shot = None
     if picture:
         shot = given(format=picked(None, picture).value, if_changed_since=changed, settle_ms=settle_ms)
-    body = given(actions=parsed(actions), screenshot=shot, intent=intent, frame=frame, request_id=request_id)
+    words = given(screenshot=shot, intent=intent, frame=frame, approval=approval, request_id=request_id)
+    body = {"actions": parsed(actions), **words}
 
     async def work(wire: connect.Wire) -> dict[str, Any]:
         path = connect.path("leases", await connect.lease_id(wire, lease), "actions")

@@ -144,6 +144,7 @@ def _not_running(as_json: bool) -> BaseException:
 
 def _words(answer: dict[str, Any]) -> dict[str, output.Cell]:
     room, leases, desktops = answer["capacity"], answer["leases"], answer["desktops"]
+    asked = answer.get("approvals", {}).get("waiting")
     stages = ", ".join(f"{count} {stage}" for stage, count in desktops.items() if count)
     reserved = f"{output.size(room['reserved_bytes'])} of {output.size(room['memory_bytes'])} reserved"
     return {
@@ -155,6 +156,7 @@ def _words(answer: dict[str, Any]) -> dict[str, output.Cell]:
         "": stages,
         "memory": f"{bar(room['reserved_bytes'], room['memory_bytes'])} {reserved}",
         "leases": f"{leases['active']} active, {leases['waiting']} waiting",
+        "approvals": f"{asked} wait for an answer: cu-fleet approval list" if asked else "",
         "audit": f"{answer['audit']['entries']} entries",
         "ALARM": answer["audit"]["alarm"],
     }

@@ -62,6 +62,8 @@ def list_(desktop: OfDesktop = None, as_json: Json = False) -> None:
     rows = [_row(snapshot) for snapshot in answer["snapshots"]]
     empty = "There are no snapshots. Make one: cu-fleet snapshot save DESKTOP"
     output.table(["snapshot", "desktop", "profile", "kind", "size", "made", "by", "purpose", "note"], rows, empty=empty)
+    if len(rows) > 1:
+        output.say(f"together {output.size(sum(one['size_bytes'] for one in answer['snapshots']))}")
     return None
 
 

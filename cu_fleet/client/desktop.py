@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from cu_fleet.backends.base import FileInfo
 from cu_fleet.client.http import Wire, chunks, error_of, given, read, v1
-from cu_fleet.model.errors import InvalidError
+from cu_fleet.model.errors import InvalidError, UnavailableError
 from cu_fleet.model.request import Done
 from cu_fleet.model.ui import Ui
 from cu_fleet.model.view import ApprovalView, LeaseView
@@ -33,6 +33,7 @@ Button = Literal["left", "middle", "right", "back", "forward"]
 Format = Literal["png", "jpeg", "webp"]
 Area = tuple[int, int, int, int]  # x, y, width, height
 _HOLD = 25.0  # seconds that one call waits for an answer
+_AWAY = 60.0  # seconds that a controller may be away meanwhile
 _SETTLED = {None: None, "true": True, "false": False}
 
 
@@ -435,13 +436,24 @@ class Desktop:
         return read(ApprovalView, (await self._call("POST", "approvals", body=body)).json())
 
     async def approval(self, approval: str) -> ApprovalView:
-        """An approval once it is answered, or over."""
-        where, more = v1("approvals", approval), {"query": {"wait": _HOLD}, "patience": _HOLD}
+        """An approval once it is answered, or over. A controller that is started anew meanwhile is waited for."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + _AWAY
         while True:
-            answer = await self._wire.call("GET", where, token=self.lease.token, start=False, **more)
-            view = read(ApprovalView, answer.json())
-            if view.state != "waiting":
-                return view
+            try:
+                view = await self._approval(approval)
+                until = clock() + _AWAY
+                if view.state != "waiting":
+                    return view
+            except UnavailableError:
+                if clock() > until:
+                    raise
+                await asyncio.sleep(1.0)
+
+    async def _approval(self, approval: str) -> ApprovalView:
+        more: dict[str, Any] = {"query": {"wait": _HOLD}, "patience": _HOLD, "token": self.lease.token}
+        answer = await self._wire.call("GET", v1("approvals", approval), start=False, **more)
+        return read(ApprovalView, answer.json())
 
     # the lease
 

@@ -17,7 +17,7 @@ from cu_fleet.model.audit import Entry
 from cu_fleet.model.errors import FleetError, TooLongError, UnavailableError
 from cu_fleet.model.profile import Profile
 from cu_fleet.model.snapshot import Snapshot
-from cu_fleet.model.view import AgentView, ApprovalView, DesktopView, FrameView, LeaseView, OperatorView
+from cu_fleet.model.view import AgentView, ApprovalView, DesktopView, FrameView, LeaseView, OperatorView, TicketView
 from cu_fleet.settings import default_home
 
 _HOLD = 25.0
@@ -145,6 +145,10 @@ class Fleet:
     async def take(self, lease: str, reason: str = "") -> LeaseView:
         """Pointer and keys are the operator's, until `resume`."""
         return await self._supervise(lease, "take", reason=reason)
+
+    async def watch(self, lease: str, *, control: bool = False, ttl: Time = "60s") -> TicketView:
+        """Let one VNC viewer in, once: its password, and where it is let in."""
+        return read(TicketView, await self.ask("POST", v1("leases", lease, "watch"), {"control": control, "ttl": ttl}))
 
     async def revoke(
         self, lease: str, reason: str = "", *, bar: Time | None = "10m", snapshot: bool = False

@@ -136,6 +136,11 @@ class Leasing:
         self._desktop: Desktop | None = None
         self._renewing: asyncio.Task[None] | None = None
 
+    @property
+    def held(self) -> bool:
+        """Whether it was granted, so that leaving gives something back."""
+        return self._renewing is not None
+
     async def __aenter__(self) -> Desktop:
         if self._desktop is not None:
             raise RuntimeError("one lease, one `async with`; ask for another lease")

@@ -29,6 +29,9 @@ from cu_fleet.controller.recovery import Recovery
 from cu_fleet.controller.snapshots import Snapshots
 from cu_fleet.controller.supervising import Supervising
 from cu_fleet.controller.sweeping import Sweeper
+from cu_fleet.controller.watching import Watching
+from cu_fleet.controller.worktree_door import WorktreeDoor
+from cu_fleet.controller.worktrees import Worktrees
 from cu_fleet.model.access import Caller
 from cu_fleet.model.desktop import NOT_GONE, RESTING, Desktop, Event, Stage, moved
 from cu_fleet.model.lease import LIVE, Lease, LeaseState
@@ -70,13 +73,17 @@ class Controller:
         acting = Acting(core, self.actors, frames)
         self._inside = inside = Inside(core, self.actors, acting)
         self._accessible = accessible = Accessible(core, acting, inside)
+        self.watching = watching = Watching(core, self.actors, inside, leasing)
+        self.actors.watching, leasing.watchers = watching, watching.of_lease
         self.actors.beside, self.keeper.forget_inside = inside, self._forget_inside
         self._snapshots = snapshots = Snapshots(core, self.actors, self.keeper)
         self.approving = approving = Approving(core, self.actors, acting)
         people = People(core)
         self._chronicle = chronicle = Chronicle(core)
         self._desktops = desktops = Desktops(core, self.keeper, self.started_at)
-        self.sweeper = Sweeper(core, snapshots, frames, acting.looking)
+        self._worktrees = worktrees = Worktrees(core, approving)
+        self.keeper.maker.before_emptying = worktrees.fetch_from
+        self.sweeper = Sweeper(core, snapshots, frames, acting.looking, worktrees)
         self._passing = Passing(core, ending, chronicle, self.sweeper)
         self._recovery = Recovery(core, self.actors, self.keeper, acting, snapshots, approving)
 
@@ -90,6 +97,7 @@ class Controller:
         self.renew, self.release = leasing.renew, leasing.release
         self.pause, self.resume, self.take = supervising.pause, supervising.resume, supervising.take
         self.revoke, self.reassign = supervising.revoke, supervising.reassign
+        self.watch, self.serve_viewer = watching.ticket, watching.serve
         self.act, self.screenshot = acting.act, acting.screenshot
         self.ask_approval, self.answer = approving.ask_actions, approving.answer
         self.approvals, self.approval = approving.listing, approving.get
@@ -104,6 +112,10 @@ class Controller:
         self.desktops, self.desktop, self.remove_desktop = desktops.listing, desktops.one, desktops.remove
         self.profiles, self.profile, self.offer = desktops.profiles, desktops.profile, desktops.offer
         self.metrics = desktops.metrics
+        yard = WorktreeDoor(worktrees)
+        self.plan_worktree, self.make_worktree, self.worktree = yard.plan, yard.make, yard.one
+        self.worktrees, self.worktree_diff, self.worktree_summary = yard.listing, yard.diff, yard.summary
+        self.merge_worktree, self.discard_worktree, self.prune_worktrees = yard.merge, yard.discard, yard.prune
         self.audit, self.verify_audit, self.events = chronicle.entries, chronicle.verify, chronicle.events
 
     @property
@@ -122,6 +134,8 @@ class Controller:
     async def start(self) -> None:
         await self._frames.open()
         await self._recovery.recover()
+        await self._worktrees.start()
+        await self.watching.start()
         self._passing.start()
 
     async def close(self) -> None:
@@ -131,6 +145,8 @@ class Controller:
         self._closed = self.core.closing = True
         self.core.bell.ring()
         await self._passing.close()
+        await self._worktrees.close()
+        await self.watching.close()
         await self.keeper.close()
         await self._inside.helpers.close()
         await self._accessible.helpers.close()

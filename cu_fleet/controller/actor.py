@@ -21,7 +21,7 @@ from cu_fleet.model.request import Acted, Done
 from cu_fleet.rfb.canvas import Rect
 from cu_fleet.rfb.fingers import Extra
 from cu_fleet.rfb.hands import Hands
-from cu_fleet.rfb.screen import Screen
+from cu_fleet.rfb.screen import POLLED, Screen
 
 log = logging.getLogger(__name__)
 Press = Callable[[], None]  # the keys that paste
@@ -84,11 +84,11 @@ class Actor:
         self._doing: asyncio.Task[None] | None = None
 
     def fence(self, why: FleetError) -> None:
-        """From now on no event is sent, and whoever is sending hears `why`."""
+        """From now on no event is sent; whoever is sending hears `why`. A restore calls it from the store's thread."""
         self._fence = why
         self._watching.fenced(self.desktop, why)
-        if self._doing:
-            self._doing.cancel()
+        if doing := self._doing:
+            doing.get_loop().call_soon_threadsafe(doing.cancel)
 
     def open(self) -> None:
         self._fence = None
@@ -131,7 +131,8 @@ class Actor:
                 code="wrong_size",
                 desktop=desktop.id,
             )
-        hands = Hands(screen, self.check, self._paste, self._extra, self._foreign)
+        paste, extra = (self._paste, self._extra) if endpoint.helped else (None, None)
+        hands = Hands(screen, self.check, paste, extra, self._foreign)
         hands.keyboard.paste_keys = "shift+insert"  # terminals know it too, with the text in both selections
         try:
             await hands.release_all()  # a button that an earlier connection of ours left down
@@ -149,7 +150,8 @@ class Actor:
         except TimeoutError:
             raise UnavailableError(f"nothing answers at {endpoint.where}", code="screen_lost") from None
         try:
-            return await Screen.open(sock, password=endpoint.password, timeout=timeout, most_pixels=most_pixels)
+            known = POLLED if endpoint.within is None else endpoint.within
+            return await Screen.open(sock, endpoint.password, timeout, known, most_pixels)
         except BaseException:
             sock.close()
             raise

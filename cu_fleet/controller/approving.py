@@ -8,13 +8,14 @@ of it, and a failure leaves the question open.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from cu_fleet.controller import pending
 from cu_fleet.controller.acting import Acting
 from cu_fleet.controller.actor import Actors
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.frames import Kept, not_kept
-from cu_fleet.controller.permit import allowed
+from cu_fleet.controller.permit import allowed, renew
 from cu_fleet.model.access import Agent, Caller, Role
 from cu_fleet.model.action import Action, check_on_screen
 from cu_fleet.model.approval import (
@@ -27,10 +28,11 @@ from cu_fleet.model.approval import (
     Check,
     Kind,
     Scope,
+    as_of,
     digest,
 )
 from cu_fleet.model.desktop import Desktop
-from cu_fleet.model.errors import ConflictError, DeniedError, FleetError, InvalidError
+from cu_fleet.model.errors import DeniedError, FleetError, InvalidError
 from cu_fleet.model.lease import Lease, why_not
 from cu_fleet.model.names import new_id
 from cu_fleet.model.view import ApprovalView, approval_view
@@ -67,7 +69,7 @@ class Approving:
             check_on_screen(action, geometry.width, geometry.height, f"frame {frame}" if frame else "the view")
         meant = [geometry.meant(action) for action in actions]
         asked = self._new(Kind.ACTION, digest(meant, self.core.redaction_key), lease, who.who, within)
-        shown = tuple(action.model_dump(mode="json", exclude_none=True) for action in meant)
+        shown = tuple({"type": x.type, **x.model_dump(mode="json", exclude_defaults=True)} for x in meant)
         asked = asked.but(reason=reason, checks=tuple(checks), actions=shown, desktop=desktop.id)
         _check_readable(asked)
         picture = await self._picture(lease, desktop)
@@ -76,6 +78,7 @@ class Approving:
             now, _ = allowed(self.core, tx, who, lease_id, generation=desktop.generation)
             if refusal := why_not(now):  # a person who has taken over needs nobody's answer
                 raise refusal
+            renew(tx, now, who, self.core.now())
             facts: dict[str, object] = {"no_picture": picture} if isinstance(picture, str) else {}
             (sha256,) = self.acting.frames.note(tx, [picture]) if isinstance(picture, Kept) else (None,)
             return self.ask(tx, asked.but(facts=facts, frame=sha256))
@@ -89,6 +92,7 @@ class Approving:
         return self.ask(tx, self._new(kind, subject, lease, "controller", within).but(reason=reason, facts=facts))
 
     def ask(self, tx: Tx, asked: Approval) -> Approval:
+        pending.expire(self.core, tx)
         same = pending.find(tx, asked)
         if same is None:
             pending.ask(self.core, tx, asked)
@@ -117,22 +121,29 @@ class Approving:
                 endpoint = None if actor.screen else await self.core.endpoint(desktop)
                 screen = actor.screen or await actor.connect(desktop, endpoint, _PICTURE_WITHIN)
                 return await self.acting.frames.keep(lease, await screen.frame(pointer=True), "approval")
-        except (FleetError, OSError, TimeoutError) as e:
+        except TimeoutError:
+            return "the desktop was busy"
+        except (FleetError, OSError) as e:
             return not_kept(e)
 
     # seeing
 
     async def listing(
-        self, who: Caller, *, everything: bool = False, lease_id: str | None = None
+        self, who: Caller, *, everything: bool = False, lease_id: str | None = None, limit: int = 1000
     ) -> list[ApprovalView]:
-        """What waits for a person, and with `everything` what was settled: all for an operator, an agent's own."""
+        """What waits for a person, and with `everything` what was settled: all for an operator, an agent's own.
+
+        Oldest first, the newest `limit` of them.
+        """
 
         def work(tx: Tx) -> list[ApprovalView]:
             equal: dict[str, object] = {} if everything else {"state": ApprovalState.WAITING}
             if lease_id or who.lease:
                 equal["lease"] = lease_id or who.lease
-            found = [x for x in tx.find(Approval, **equal) if self._may_see(tx, who, x)]
-            return [approval_view(approval, self.core.now()) for approval in found]
+            now = self.core.now()
+            found = [as_of(x, now) for x in tx.find(Approval, **equal) if self._may_see(tx, who, x)]
+            wanted = [x for x in found if everything or x.state is ApprovalState.WAITING]
+            return [approval_view(approval, now) for approval in wanted[-limit:]]
 
         return await self.core.read(work)
 
@@ -148,7 +159,7 @@ class Approving:
             await self.core.turned.heard(rings, left)
 
     def _seen(self, tx: Tx, who: Caller, approval_id: str) -> Approval:
-        approval = pending.get(tx, approval_id)
+        approval = pending.get(self.core, tx, approval_id)
         if not self._may_see(tx, who, approval):
             raise DeniedError(f"approval {approval_id} is not {who.who}'s", code="not_yours")
         return approval
@@ -172,26 +183,19 @@ class Approving:
         now = self.core.now()
 
         def work(tx: Tx) -> Approval:
-            approval = pending.get(tx, approval_id)
-            if approval.state in OPEN and approval.deadline <= now:
-                return pending.settle(self.core, tx, approval, ApprovalEvent.EXPIRE, "controller")
+            approval = pending.get(self.core, tx, approval_id)
             if scope not in SCOPES[approval.kind]:
                 allows = " or ".join(SCOPES[approval.kind])
                 what = f"what approval {approval_id} is about is allowed {allows}, not {scope.value}"
                 raise InvalidError(what, code="bad_scope")
             words: dict[str, object] = {"by": who.who, "answer": reason, "answered_at": now, "scope": scope}
-            if approve and approval.holds:
-                words["deadline"] = now + self.core.settings.approval_timeout
+            if approve:  # from now on it is its use that must not be late
+                use_by = now + self.core.settings.approval_timeout
+                words["deadline"] = use_by if approval.holds else max(use_by, approval.deadline)
             event = ApprovalEvent.APPROVE if approve else ApprovalEvent.DENY
             return pending.settle(self.core, tx, approval, event, who.who, **words)
 
         answered = await self.core.change(work)
-        if answered.state is ApprovalState.EXPIRED:
-            raise ConflictError(
-                f"approval {approval_id} waited for longer than it may: that was a no",
-                remedy="its asker has to ask anew",
-                code="approval_expired",
-            )
         if approve and not answered.holds:
             answered = await self._done(who, answered)
         return approval_view(answered, self.core.now())
@@ -203,20 +207,17 @@ class Approving:
         except BaseException as e:
             await asyncio.shield(self._failed(approval.id, who.who, e))
             raise
-        return await self.core.change(
-            lambda tx: pending.settle(
-                self.core, tx, pending.get(tx, approval.id), ApprovalEvent.USE, who.who, result=result
-            )
-        )
+        use = partial(pending.settle, self.core)
+        return await self.core.change(lambda tx: use(tx, approval, ApprovalEvent.USE, who.who, result=result))
 
     async def _failed(self, approval_id: str, by: str, error: BaseException) -> None:
         told: dict[str, object] = {"code": "interrupted", "detail": "it was broken off in the middle"}
         if isinstance(error, FleetError):
             told = {"code": error.code, "detail": str(error)}
-        await self.core.change(lambda tx: self._reopen(tx, pending.get(tx, approval_id), by, told))
+        await self.core.change(lambda tx: self._reopen(tx, tx.get(Approval, approval_id), by, told))
 
-    def _reopen(self, tx: Tx, approval: Approval, by: str, result: dict[str, object]) -> None:
-        if approval.state is ApprovalState.APPROVED:
+    def _reopen(self, tx: Tx, approval: Approval | None, by: str, result: dict[str, object]) -> None:
+        if approval and approval.state is ApprovalState.APPROVED:
             pending.settle(
                 self.core, tx, approval, ApprovalEvent.FAIL, by, by="", answer="", answered_at=None, result=result
             )
@@ -231,7 +232,7 @@ class Approving:
                 if not approval.holds:
                     self._reopen(tx, later, "controller", told)
 
-        await self.core.change(work)
+        await self.core.note(work)
 
 
 def _check_readable(asked: Approval) -> None:

@@ -57,8 +57,8 @@ class Bounding:
                 await self._hold_still(
                     desktop, f"it has written {_in_words(size)}, and its limit is {_in_words(limit)}"
                 )
-        if room < least and used:
-            desktop, size = max(used, key=lambda one: one[1])
+        if room < least and (here := [one for one in used if await self._at_home(one[0])]):
+            desktop, size = max(here, key=lambda one: one[1])
             if size > _STEP:
                 what = f"only {_in_words(room)} are left of the disk, and it has written most, {_in_words(size)}"
                 await self._hold_still(desktop, what)
@@ -77,6 +77,10 @@ class Bounding:
             else:
                 found.append((desktop, used))
         return found
+
+    async def _at_home(self, desktop: Desktop) -> bool:
+        disk = self.core.backend(desktop.backend).abilities.disk
+        return disk is not None and await disk.at_home(desktop.handle)
 
     async def _hold_still(self, desktop: Desktop, why: str) -> None:
         lease = await self.core.change(lambda tx: self._write(tx, desktop, f"desktop {desktop.id} stands still: {why}"))

@@ -137,6 +137,7 @@ class Ending:
             await self.lift(lease, actor)
             if await self.core.read(lambda tx: self._may_serve(tx, lease)):
                 actor.open()  # whoever acts now is checked against what is written
+        await self.actors.watching.dismissed(lease.desktop)
 
     def _may_serve(self, tx: Tx, lease: Lease) -> bool:
         """Whether the desktop keeps its state, and somebody may act on it."""

@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 from cu_fleet.backends.base import Process
@@ -37,6 +38,8 @@ _STRUCTURE_LIMIT = 1 << 20  # bytes of a line outside of strings: a bracket take
 _IDLE_LIMIT = 16 << 20  # bytes that answer no call, between two that do
 _IDLE_LINE = 1024  # bytes that every such line counts for at least
 _TOLD = 4096  # bytes of its standard error kept, to say why it ended
+_CLIPBOARD = 15.0  # seconds for an answer about the clipboard
+_TAKEN_WITHIN = 5.0  # seconds that a program may need to take in what is pasted
 _MOST = 32  # calls at once; further ones wait
 _CODE = re.compile("[a-z_]+")
 _CLASSES: dict[str, type[FleetError]] = {
@@ -82,6 +85,19 @@ class Helper:
                 code="helper_silent",
                 desktop=self._desktop,
             ) from None
+
+    async def paste(self, text: str, press: Callable[[], None]) -> None:
+        """Bring in a text by the clipboard and the keys that `press` presses; return when a program has taken it."""
+        await self.call("clipboard_set", timeout=_CLIPBOARD, text=text, selections=["clipboard", "primary"])
+        press()
+        answer = await self.call("clipboard_taken", timeout=_CLIPBOARD, within=_TAKEN_WITHIN)
+        if not answer.get("taken"):
+            raise ConflictError(
+                f"no program took the text within {_TAKEN_WITHIN:g} s: nothing that takes a paste has the focus",
+                remedy="click where the text should go; if a program pastes by other keys, it is in the clipboard",
+                code="not_taken",
+                desktop=self._desktop,
+            )
 
     async def _ask(self, do: str, args: dict[str, object]) -> dict[str, object]:
         number = next(self._numbers)

@@ -23,6 +23,8 @@ class Helpers:
                 return helper
             if helper:
                 await helper.close()
+            if self.core.backend(desktop.backend).abilities.exec is None:
+                raise cannot(desktop, "helper")
             start = exec_of(self.core, desktop).exec(desktop.handle, ["/usr/bin/python3", "-I", "-c", self._source])
             process = await self.core.bounded(start, "start the helper")
             helper = Helper(process, desktop.id)

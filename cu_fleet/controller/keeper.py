@@ -173,6 +173,7 @@ class Keeper:
                 await self.evidence.keep(desktop, self.actors.of(desktop.id))
                 snapshot = await self.save(desktop, note="parked", purpose="parked", by="controller")
                 desktop = await self._move(desktop, Event.PARK, parked_in=snapshot.id)
+            await self.maker.before_emptying(desktop)
             await self.forget_inside(desktop.id)
             await self.actors.drop(desktop.id)
             await self.core.bounded(backend.stop(desktop.handle), "stop")
@@ -184,6 +185,7 @@ class Keeper:
         await self.forget_inside(desktop.id)
         await self.actors.drop(desktop.id)
         if desktop.handle:
+            await self.maker.before_emptying(desktop)
             await self.core.bounded(backend.stop(desktop.handle), "stop")
             if await self.core.endpoint(desktop) is not None:
                 raise BrokenError(f"desktop {desktop.id} was said to be stopped, but its screen still answers")

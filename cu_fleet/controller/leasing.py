@@ -1,6 +1,7 @@
 """Leases as those see them who ask for one: asked for, waited for, shown, renewed and given back."""
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 
 from cu_fleet.controller.core import Core, in_words, until_words
@@ -14,7 +15,7 @@ from cu_fleet.model.names import new_id
 from cu_fleet.model.profile import Profile
 from cu_fleet.model.queue import Blocked, Plan, plan
 from cu_fleet.model.request import Acquire
-from cu_fleet.model.view import LeaseView, lease_view
+from cu_fleet.model.view import LeaseView, WatcherView, lease_view
 from cu_fleet.stores.base import TakenError, Tx
 
 _LIVE = tuple(state.value for state in LIVE)
@@ -25,6 +26,7 @@ class Leasing:
         self.core = core
         self.ending = ending
         self.url: str | None = None
+        self.watchers: Callable[[str], tuple[WatcherView, ...]] = lambda lease: ()  # set by the controller
 
     # asking
 
@@ -209,6 +211,7 @@ class Leasing:
             more["token"] = self.core.mint.lease(lease.id)
         desktop = tx.get(Desktop, lease.desktop) if lease.desktop else None
         mcp_url = f"{self.url}/mcp" if self.url else None
+        more["watchers"] = self.watchers(lease.id)
         return lease_view(lease, desktop, self.core.now(), url=self.url, mcp_url=mcp_url, **more)
 
     def _waiting_words(self, lease: Lease, blocked: Blocked | None, outlook: Plan) -> str:

@@ -6,7 +6,7 @@ planted before a rollback is gone, and the slot is empty.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import partial
 
 from cu_fleet.backends.base import SCREEN_ANSWERS, Backend, Files, Spec
@@ -17,6 +17,7 @@ from cu_fleet.model.errors import BrokenError, FleetError
 from cu_fleet.model.names import new_id
 from cu_fleet.stores.base import Tx
 
+Emptying = Callable[[Desktop], Awaitable[None]]
 Proof = Callable[[Desktop], Coroutine[None, None, None]]
 
 
@@ -24,6 +25,7 @@ class Maker:
     def __init__(self, core: Core, actors: Actors) -> None:
         self.core = core
         self.actors = actors
+        self.before_emptying: Emptying = _nothing  # takes out of the slot what is not the desktop's
 
     async def start(self, backend: Backend, desktop: Desktop) -> None:
         await self._make(desktop, backend.start(self._spec(desktop, desktop.parked_in)))
@@ -54,6 +56,7 @@ class Maker:
             return None  # it is too broken to take a file: nothing of it is kept but what the rollback proves itself
 
     async def _empty_slot(self, files: Files, desktop: Desktop) -> None:
+        await self.before_emptying(desktop)
         await self.core.bounded(files.remove(desktop.handle, ""), "empty the slot")
         left = await self.core.bounded(files.listing(desktop.handle), "list the slot")
         if left:
@@ -126,3 +129,7 @@ class Maker:
                     f"desktop {desktop.id} was said to be rolled back, but a file left before is still there",
                     code="not_rolled_back",
                 )
+
+
+async def _nothing(desktop: Desktop) -> None:
+    """Before the controller has wired the worktrees in."""

@@ -53,13 +53,16 @@ class Passing:
             except FleetError as e:
                 log.warning("deadlines could not be kept: %s", e)
                 following = self.core.now() + 1.0
-            sleep = asyncio.create_task(self.core.clock.sleep(max(0.0, following - self.core.now())), name="until")
+            sleep = asyncio.create_task(self._sleep_until(following), name="until")
             heard = asyncio.create_task(self.core.turned.heard(rings), name="change")
             try:
                 await asyncio.wait({sleep, heard}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 sleep.cancel()
                 heard.cancel()
+
+    async def _sleep_until(self, at: float) -> None:
+        await self.core.clock.sleep(max(0.0, at - self.core.now()))
 
     async def _expire(self) -> float:
         now = self.core.now()

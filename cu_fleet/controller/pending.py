@@ -10,6 +10,7 @@ from cu_fleet.model.approval import (
     ApprovalEvent,
     ApprovalState,
     Kind,
+    as_of,
     moved,
     redacted,
     why_not,
@@ -29,11 +30,12 @@ _DID = {
 }
 
 
-def get(tx: Tx, approval_id: str) -> Approval:
+def get(core: Core, tx: Tx, approval_id: str) -> Approval:
+    """An approval as it is at this moment."""
     found = tx.get(Approval, approval_id)
     if found is None:
         raise NotFoundError(f"there is no approval {approval_id}", remedy="cu-fleet approval list", code="no_approval")
-    return found
+    return as_of(found, core.now())
 
 
 def find(tx: Tx, approval: Approval) -> Approval | None:
@@ -86,15 +88,15 @@ def void(core: Core, tx: Tx, lease: Lease, by: str, why: str) -> Lease:
 
 
 def withdraw(core: Core, tx: Tx, kind: Kind, subject: str, by: str, why: str) -> None:
-    """What was asked is settled otherwise, or gone."""
-    for approval in tx.find(Approval, kind=kind, subject=subject, state=OPEN):
+    """What was asked is settled otherwise, or gone. One that is being done is settled by whoever does it."""
+    for approval in tx.find(Approval, kind=kind, subject=subject, state=ApprovalState.WAITING):
         settle(core, tx, approval, ApprovalEvent.VOID, by, by=by, answer=why)
 
 
 def agreed(core: Core, tx: Tx, lease: Lease, who: str, approval_id: str, subject: str) -> None:
     """What a person must have agreed to before it is sent: whatever its caller names an approval for. It is used up."""
-    approval = get(tx, approval_id)
-    refusal = why_not(approval, lease=lease.id, generation=lease.generation, subject=subject, now=core.now())
+    approval = get(core, tx, approval_id)
+    refusal = why_not(approval, lease=lease.id, generation=lease.generation, subject=subject)
     if refusal:
         raise refusal
     settle(core, tx, approval, ApprovalEvent.USE, who)

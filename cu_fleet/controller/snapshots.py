@@ -27,7 +27,17 @@ class Snapshots:
             desktop = await self.core.read(lambda tx: self.core.get_desktop(tx, desktop.id))
             if desktop.stage not in RUNNING:
                 raise stale(desktop)
+            await self.core.read(self._refuse_if_full)
             return await self.keeper.save(desktop, note=note, purpose="user", by=who.who)
+
+    def _refuse_if_full(self, tx: Tx) -> None:
+        size, most = sum(one.size_bytes for one in tx.find(Snapshot)), self.core.settings.snapshots_quota
+        if size >= most:
+            raise ConflictError(
+                f"snapshots take {size / (1 << 30):.1f} GB, and {most / (1 << 30):.1f} GB is the most they may",
+                remedy="cu-fleet snapshot delete, or raise snapshots_quota",
+                code="snapshots_full",
+            )
 
     async def listing(self, who: Caller, key: str | None) -> list[Snapshot]:
         who.needs(Role.OBSERVER)

@@ -9,6 +9,7 @@ from cu_fleet.controller.frames import Frames
 from cu_fleet.controller.looking import Looking
 from cu_fleet.controller.pending import forget
 from cu_fleet.controller.snapshots import Snapshots
+from cu_fleet.controller.worktrees import Worktrees
 from cu_fleet.model.desktop import Desktop, Stage
 from cu_fleet.model.errors import FleetError
 from cu_fleet.model.frame import KeptFrame
@@ -20,11 +21,14 @@ log = logging.getLogger(__name__)
 
 
 class Sweeper:
-    def __init__(self, core: Core, snapshots: Snapshots, frames: Frames, looking: Looking) -> None:
+    def __init__(
+        self, core: Core, snapshots: Snapshots, frames: Frames, looking: Looking, worktrees: Worktrees
+    ) -> None:
         self.core = core
         self.snapshots = snapshots
         self.frames = frames
         self.looking = looking
+        self.worktrees = worktrees
         self._seen: set[tuple[str, str]] = set()
 
     def forget(self) -> None:
@@ -42,6 +46,7 @@ class Sweeper:
         live = await self.core.read(lambda tx: tx.find(Lease, state=tuple(x.value for x in LIVE)))
         self.looking.forget_but({lease.id for lease in live})
         await self.frames.tidy_if_due()
+        await self.worktrees.tidy()
 
     async def _sweep_backend(self, name: str) -> None:
         backend = self.core.backends[name]

@@ -1,9 +1,10 @@
 """Tokens: a kind, a subject and a MAC under the home's secret. None is stored, so none can leak from the database.
 
 `cfl_<lease>_<mac>` opens one lease. `cfa_<agent>_<epoch>_<mac>` and `cfo_<operator>_<epoch>_<mac>` name their bearer;
-`rotate` raises the epoch, and older tokens open nothing.
+`rotate` raises the epoch, and older tokens open nothing. A watch ticket is a MAC alone, cut to eight characters.
 """
 
+import base64
 import hashlib
 import hmac
 from dataclasses import dataclass
@@ -46,6 +47,11 @@ class Mint:
 
     def operator(self, name: str, epoch: int) -> str:
         return self._sealed(f"cfo_{name}_{epoch}")
+
+    def watch(self, number: str) -> str:
+        """A watch ticket: as long as a VNC password may be, of characters that a URL takes as they are."""
+        mac = hmac.digest(self._secret, f"cfw_{number}".encode(), "sha256")
+        return base64.urlsafe_b64encode(mac[:6]).decode()
 
     def _read(self, token: str) -> Bearer:
         """Whose token this is; UnauthorizedError if this fleet never made it."""

@@ -9,7 +9,10 @@ that request's refusal. An argument ends at 128 KiB.
 from importlib.resources import files
 
 _PACKAGE = "cu_fleet.guest"
-_NOT_OURS = ("__init__.py", "backdrop.py", "carry.py", "channel.py", "files.py", "frames.py", "init.py", "port.py")
+_NOT_OURS = (
+    *("__init__.py", "backdrop.py", "carry.py", "channel.py", "files.py", "frames.py", "init.py", "port.py"),
+    *("slot.py", "tunnel.py"),
+)
 _FINDER = """\
 import sys
 from importlib.machinery import ModuleSpec

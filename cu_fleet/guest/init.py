@@ -32,6 +32,7 @@ MOST_REQUEST = 2 << 20
 MOST_COMMANDS = 256
 MOST_LOG = 1 << 20
 _SIGKILL = 9
+_LISTENS = "00010000"  # of a socket's flags, as /proc has them
 _RESET = range(1, 32)  # shells ignore SIGINT for what runs in the background; programs must not inherit that
 # The window manager reads no keys as text, and so needs none of the table of how they compose, which takes 10 ms.
 _NO_COMPOSING = {"XCOMPOSEFILE": "/dev/null"}
@@ -113,6 +114,11 @@ def _accepted(door: _socket.socket) -> int | None:
     return int(fd)
 
 
+def _listened_at(path: str) -> bool:
+    with open("/proc/net/unix") as f:
+        return any(line.endswith(f" {path}\n") and line.split()[3] == _LISTENS for line in f)
+
+
 class Command:
     """One connection, and the command it asked for."""
 
@@ -177,6 +183,8 @@ class Init:
         self.sign = screen.atom(b"_NET_SUPPORTING_WM_CHECK")
         screen.dress(self.dpi)
         self.poll.register(screen.x.fileno(), select.POLLIN)
+        while not _listened_at(f"{RUN}/rfb.sock"):  # by a program of its own it is served a little later
+            self.wait_a_little()
         os.write(STATUS_FD, f"screen {self.size}\n".encode())
         if self.keyboard:
             os.waitpid(spawn(["setxkbmap", *self.keyboard], self.env), 0)
@@ -198,9 +206,12 @@ class Init:
             try:
                 return Screen()
             except (FileNotFoundError, ConnectionRefusedError):
-                if os.waitpid(self.xvnc, os.WNOHANG)[0]:
-                    sys.exit("cu-fleet: Xvnc ended at once")
-                time.sleep(0.002)
+                self.wait_a_little()
+
+    def wait_a_little(self) -> None:
+        if os.waitpid(self.xvnc, os.WNOHANG)[0]:
+            sys.exit("cu-fleet: the X server ended at once")
+        time.sleep(0.002)
 
     def manage(self) -> None:
         openbox = ["openbox", "--sm-disable", "--config-file", f"{SETUP}/openbox.xml"]
@@ -261,7 +272,9 @@ class Init:
         os.close(fd)
         status = os.waitpid(pid, 0)[1]
         if pid == self.xvnc:
-            sys.exit(f"cu-fleet: Xvnc ended with status {os.waitstatus_to_exitcode(status)}, and the desktop with it")
+            sys.exit(
+                f"cu-fleet: the X server ended with status {os.waitstatus_to_exitcode(status)}, and the desktop with it"
+            )
         if pid == self.bus_daemon:
             self.turn_away(self.bus)  # or a daemon that cannot start would be started without end
             self.poll.register(self.bus.fileno(), select.POLLIN)

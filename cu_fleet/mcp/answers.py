@@ -10,6 +10,7 @@ from mcp_types import CallToolResult, ImageContent, TextContent
 from cu_fleet.model.errors import FleetError
 from cu_fleet.model.request import Acted, Shown
 from cu_fleet.model.ui import Ui, UiNode, UiWindow
+from cu_fleet.model.view import ApprovalView
 
 MOST_IMAGE = 700_000  # bytes; 4/3 of that as base64, within the megabyte that clients take
 CODE = "cu-fleet/code"  # in an error's `_meta`
@@ -18,7 +19,12 @@ Answer = CallToolResult
 
 
 def said(text: str) -> Answer:
-    return CallToolResult(content=[TextContent(text=text)])
+    return CallToolResult(content=[TextContent(text=_whole(text))])
+
+
+def _whole(text: str) -> str:
+    """Programs on a desktop may tell of themselves in what is no Unicode: halves of characters."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def image(data: bytes, media_type: str) -> ImageContent:
@@ -77,8 +83,23 @@ def _cut_short(done: Acted, wrong: int) -> Answer:
     return _error(f"{text}. Look before you go on.", one.code or "failed")
 
 
+def answered(view: ApprovalView) -> str:
+    """How a question stands, and what to do next."""
+    name, why = view.approval, f": {view.answer}" if view.answer else ""
+    if view.state == "waiting":
+        left = f"it may take {view.remaining:.0f} s more" if view.remaining else "its time is nearly up"
+        return f"Approval {name} waits for a person's answer; {left}. Call approval_wait with approval {name} again."
+    if view.state == "approved":
+        return f"{view.by} said yes{why}. Now call act, once, with the very same actions and approval {name}."
+    if view.state == "denied":
+        return f"{view.by} said no{why}. Do not try it another way; ask what to do instead."
+    ends = {"expired": "nobody answered in time, which is a no", "used": "it was used already"}
+    return f"Approval {name} allows nothing: {ends.get(view.state, view.state)}{why}."
+
+
 def refused(error: FleetError) -> Answer:
-    return _error(f"{error}.", error.code)
+    hint = f" Call approval_wait with approval {error.facts['approval']}." if error.code == "approval_waiting" else ""
+    return _error(f"{error}.{hint}", error.code)
 
 
 def code_of(answer: Answer) -> str:
@@ -91,7 +112,7 @@ def words_of(answer: Answer) -> str:
 
 
 def _error(text: str, code: str) -> Answer:
-    return CallToolResult(content=[TextContent(text=text)], is_error=True, _meta={CODE: code})
+    return CallToolResult(content=[TextContent(text=_whole(text))], is_error=True, _meta={CODE: code})
 
 
 def _about(shown: Shown) -> str:

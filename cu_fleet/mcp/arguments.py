@@ -27,6 +27,9 @@ Since = Annotated[
     Field(max_length=100, description="Id of the last picture you saw: sends no pixels if nothing has changed."),
 ]
 Ref = Annotated[str | None, Field(max_length=20, description="Of an element, from ui, instead of x and y.")]
+Approval = Annotated[
+    str | None, Field(max_length=100, description="A person's yes to these very actions, from approval_wait.")
+]
 Held = Annotated[Modifiers, Field(description="Keys held meanwhile, such as ctrl or shift.")]
 Path = Annotated[str, Field(min_length=1, max_length=4096, description="Below ~/Shared in the desktop.")]
 
@@ -119,7 +122,22 @@ class Wait(Acts):
 class Act(Points):
     actions: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=500)]
     if_changed_since: Since = None
+    approval: Approval = None
     picture: bool = Field(True, description="Answer with the picture once the screen keeps still.")
+
+
+class Ask(Points):
+    approval: str | None = Field(None, max_length=100, description="Wait for this one; or give actions to ask.")
+    actions: Annotated[list[dict[str, Any]], Field(max_length=500)] | None = None
+    seconds: float = Field(30.0, ge=0, le=45, description="How long to wait in this call.")
+
+    @model_validator(mode="after")
+    def _one(self) -> "Ask":
+        if (self.approval is None) == (self.actions is None):
+            raise ValueError("give an approval to wait for, or actions to ask about")
+        if self.actions is not None and not self.intent:
+            raise ValueError("say in intent why: a person reads it")
+        return self
 
 
 class Text(Acts):

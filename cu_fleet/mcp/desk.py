@@ -27,10 +27,11 @@ from cu_fleet.model.errors import (
 )
 from cu_fleet.model.view import LeaseView
 
-TTL = 300.0  # seconds; renewed while this process lives, and soon over should it be killed
+TTL = 60.0  # seconds; renewed while this process lives, and soon over should it be killed
 AT_ONCE = 1.0  # seconds that a call waits behind somebody else
 STARTS_WITHIN = 40.0  # and for a desktop that is being made
 WITHIN = 58.0  # for any call, whatever it waits for
+AGAIN = "look how far it came, and go on from there"
 _FINAL = ("lease_revoked", "lease_reassigned")
 _OVER = ("lease_released", "lease_expired", "lease_lost", "lease_cancelled")
 _HEADERS = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-06-18"}
@@ -102,7 +103,7 @@ class Desk:
             async with asyncio.timeout(WITHIN):
                 return await self._called(tool, given)
         except TimeoutError:
-            return refused(TooLongError(f"{tool} took longer than {WITHIN:g} s", remedy="look how far it came"))
+            return refused(TooLongError(f"{tool[:100]} took longer than {WITHIN:g} s", remedy=AGAIN))
         except FleetError as error:
             return refused(error)
 

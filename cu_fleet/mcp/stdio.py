@@ -22,9 +22,9 @@ from mcp_types import INTERNAL_ERROR, CallToolRequestParams, ListToolsResult, Pa
 
 from cu_fleet import __version__
 from cu_fleet.mcp.answers import Answer, refused
-from cu_fleet.mcp.desk import Desk, Way
+from cu_fleet.mcp.desk import AGAIN, WITHIN, Desk, Way
 from cu_fleet.mcp.words import INSTRUCTIONS, LEASES_ITSELF
-from cu_fleet.model.errors import FleetError
+from cu_fleet.model.errors import FleetError, TooLongError
 
 _MOST_LINE = 32 << 20
 
@@ -79,16 +79,21 @@ class Place:
 def _server(place: Place) -> Server[Any]:
     async def listing(_: ServerRequestContext[Any, Any], __: PaginatedRequestParams | None) -> ListToolsResult:
         try:
-            return ListToolsResult.model_validate(await (await place.desk()).listing())
+            async with asyncio.timeout(WITHIN):
+                return ListToolsResult.model_validate(await (await place.desk()).listing())
         except FleetError as error:
             raise MCPError(INTERNAL_ERROR, str(error)) from None
+        except TimeoutError:
+            raise MCPError(INTERNAL_ERROR, f"the controller did not answer within {WITHIN:g} s") from None
 
     async def call(_: ServerRequestContext[Any, Any], asked: CallToolRequestParams) -> Answer:
         try:
-            desk = await place.desk()
+            async with asyncio.timeout(WITHIN):
+                return await (await place.desk()).call(asked.name, asked.arguments)
         except FleetError as error:
             return refused(error)
-        return await desk.call(asked.name, asked.arguments)
+        except TimeoutError:
+            return refused(TooLongError(f"{asked.name[:100]} took longer than {WITHIN:g} s", remedy=AGAIN))
 
     return Server(
         "cu-fleet",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mcp_types import CallToolResult, TextContent, Tool, ToolAnnotations
 
 from cu_fleet.mcp import arguments as take
-from cu_fleet.mcp.answers import MOST_IMAGE, Answer, acted, image, listed, pictured, said
+from cu_fleet.mcp.answers import MOST_IMAGE, Answer, acted, answered, image, listed, pictured, said
 from cu_fleet.model.access import Caller
 from cu_fleet.model.action import parse_actions
 from cu_fleet.model.errors import InvalidError, TooLongError
@@ -149,8 +149,8 @@ async def _point(at: At, ask: take.AtPoint) -> dict[str, int]:
 
 async def _act(at: At, ask: take.Acts, actions: list[dict[str, Any]], shot: Shot | None = None) -> Answer:
     frame = ask.frame if isinstance(ask, take.Points) and getattr(ask, "ref", None) is None else None
-    done = await at.fleet.act(at.who, at.lease, parse_actions(actions), shot=shot, intent=ask.intent, frame=frame)
-    return acted(done)
+    more = {"intent": ask.intent, "frame": frame, "approval": getattr(ask, "approval", None)}
+    return acted(await at.fleet.act(at.who, at.lease, parse_actions(actions), shot=shot, **more))
 
 
 def _plain(value: object) -> object:
@@ -244,7 +244,9 @@ async def clipboard_set(at: At, ask: take.Text) -> Answer:
 async def windows(at: At, ask: take.Acts) -> Answer:
     """Lists your desktop's windows: id, title, class, place, and which has the focus."""
     found = await at.fleet.windows(at.who, at.lease, intent=ask.intent)
-    return said("\n".join(json.dumps(window, ensure_ascii=False) for window in found) or "There are no windows.")
+    return said(
+        _shortened("\n".join(json.dumps(window, ensure_ascii=False) for window in found), "There are no windows.")
+    )
 
 
 @_tool("Focus a window", take.Window, _helper, same=True)
@@ -266,7 +268,7 @@ async def ui(at: At, ask: take.Ui) -> Answer:
     """Lists buttons, fields, links and texts of a window as its program names them, each with a ref that click and type
     take, and its place. Exact where pictures are not; but some programs tell nothing of themselves."""
     wanted = {"window": ask.window, "role": ask.role, "text": ask.text}
-    return said(listed(await at.fleet.ui(at.who, at.lease, intent=ask.intent, **wanted)))
+    return said(_shortened(listed(await at.fleet.ui(at.who, at.lease, intent=ask.intent, **wanted))))
 
 
 @_tool("Take a file out", take.FileGet, _files, reads=True)
@@ -292,6 +294,19 @@ async def file_put(at: At, ask: take.FilePut) -> Answer:
 # the lease
 
 
+@_tool("Ask a person", take.Ask, same=True)
+async def approval_wait(at: At, ask: take.Ask) -> Answer:
+    """Asks your operator before something grave: give actions, and why in intent; then wait for the answer. After a yes
+    call act with the very same actions and the approval. No answer in time is a no."""
+    name = ask.approval
+    if name is None:
+        asked = await at.fleet.ask_approval(
+            at.who, at.lease, parse_actions(ask.actions), reason=ask.intent or "", frame=ask.frame
+        )
+        name = asked.approval
+    return said(answered(await at.fleet.approval(at.who, name, wait=ask.seconds)))
+
+
 @_tool("Show my lease", take.Nothing, reads=True)
 async def lease_status(at: At, ask: take.Nothing) -> Answer:
     """Tells how your lease of the desktop stands: until when, whether a person has paused it and why, who waits."""
@@ -307,9 +322,9 @@ async def release(at: At, ask: take.Acts) -> Answer:
     return said(f"Lease {view.lease} is {view.state}: the desktop is being rolled back.")
 
 
-def _shortened(text: str) -> str:
+def _shortened(text: str, empty: str = "It is empty.") -> str:
     if len(text) <= _MOST_TEXT:
-        return text or "It is empty."
+        return text or empty
     return f"{text[:_MOST_TEXT]}\n… and {len(text) - _MOST_TEXT} more characters."
 
 

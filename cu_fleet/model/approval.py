@@ -122,7 +122,7 @@ def moved(approval: Approval, event: ApprovalEvent, **changes: object) -> Approv
     if to is None:
         raise ConflictError(
             f"approval {approval.id} {_WORDS[approval.state](approval)}",
-            remedy="it is settled; nothing was changed",
+            remedy="nothing was changed",
             code=f"approval_{approval.state.value}",
             approval=approval.id,
             state=approval.state.value,
@@ -142,7 +142,13 @@ def digest(actions: Iterable[Action], key: bytes) -> str:
     return hmac.digest(key, b"approval\n" + text.encode("utf-8", "surrogatepass"), "sha256").hex()
 
 
-def why_not(approval: Approval, *, lease: str, generation: int | None, subject: str, now: float) -> FleetError | None:
+def as_of(approval: Approval, now: float) -> Approval:
+    """What is late is over, whether that was noticed already or not."""
+    late = approval.state in OPEN and approval.deadline <= now
+    return approval.but(state=ApprovalState.EXPIRED) if late else approval
+
+
+def why_not(approval: Approval, *, lease: str, generation: int | None, subject: str) -> FleetError | None:
     """Why this approval does not allow that now, in words for whoever asked; None if it does."""
     facts: dict[str, object] = {"approval": approval.id, "state": approval.state.value}
     if approval.lease != lease:
@@ -157,8 +163,6 @@ def why_not(approval: Approval, *, lease: str, generation: int | None, subject: 
             code="other_actions",
             **facts,
         )
-    if approval.state in OPEN and now >= approval.deadline:
-        return _refusal(approval.but(state=ApprovalState.EXPIRED), {**facts, "state": "expired"})
     return None if approval.state is ApprovalState.APPROVED else _refusal(approval, facts)
 
 

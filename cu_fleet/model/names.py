@@ -10,7 +10,7 @@ from cu_fleet.model.errors import InvalidError
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 RESOURCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,199}")
-ID = re.compile(r"(?:ls|dk|sn|fr|ap|rq)_[a-z0-9]{10}")
+ID = re.compile(r"(?:ls|dk|sn|fr|ap|rq|wt)_[a-z0-9]{10}")
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 

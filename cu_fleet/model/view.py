@@ -17,6 +17,28 @@ def iso(at: float | None) -> str | None:
     return None if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+class WatcherView(Value):
+    viewer: str
+    who: str
+    control: bool  # whether it may act, or only look
+    way: str  # "unix", "tcp" or "web"
+    since: str
+
+
+class TicketView(Value):
+    """For one viewer, once."""
+
+    lease: str
+    ticket: str  # the VNC password, in all three ways
+    control: bool
+    expires_at: str
+    host: str
+    port: int  # on loopback
+    socket: str | None  # in the home; None where its path is too long
+    ws_url: str | None
+    web_url: str | None = None  # a page that connects by itself, if noVNC is installed
+
+
 class LeaseView(Value):
     lease: str
     agent: str
@@ -46,6 +68,7 @@ class LeaseView(Value):
     holder: dict[str, Any] | None = None  # waiting: {"agent", "lease", "until"} of who has what it waits for
     approvals: tuple[str, ...] = ()  # what it waits for a person to answer
     waiters: int = 0  # how many wait for what this lease holds
+    watchers: tuple[WatcherView, ...] = ()  # whose viewers are connected
     token: str | None = None  # only for the caller it belongs to, and the operator who acquired it
     url: str | None = None
     mcp_url: str | None = None

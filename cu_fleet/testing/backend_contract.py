@@ -19,18 +19,24 @@ from cu_fleet.testing.backend_inside import (
     FilesInShellContract,
     FreezeContract,
 )
+from cu_fleet.testing.backend_lending import LendingContract, LendingInShellContract
 from cu_fleet.testing.backend_state import SnapshotsContract, SnapshotsInShellContract
 from cu_fleet.testing.backend_verbs import VerbsContract
 from cu_fleet.testing.backend_walls import WallsContract, WallsInShellContract
 
 
 class PlainBackendContract(
-    VerbsContract, ExecContract, FreezeContract, FilesContract, SnapshotsContract, WallsContract
+    VerbsContract, ExecContract, FreezeContract, FilesContract, LendingContract, SnapshotsContract, WallsContract
 ):
     """For every backend."""
 
 
 class BackendContract(
-    PlainBackendContract, ExecInShellContract, FilesInShellContract, SnapshotsInShellContract, WallsInShellContract
+    PlainBackendContract,
+    ExecInShellContract,
+    FilesInShellContract,
+    LendingInShellContract,
+    SnapshotsInShellContract,
+    WallsInShellContract,
 ):
     """For every backend with real desktops."""

@@ -26,7 +26,7 @@ _NEEDED = {"dockerd": "docker.io", "unshare": "util-linux", "nsenter": "util-lin
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # 192.0.2.1 stands for the outside world. A shell that waits reaps whatever is left to it.
 # What images and volumes need of a file system, memory has since Linux 6.6; there they come and go at once.
-_HOLD = """if [ "$1" = memory ]; then mount -t tmpfs -o mode=711 tmpfs "$0/data" || exit; fi
+_HOLD = """if [ "$1" = memory ]; then mount -t tmpfs -o "mode=711$2" tmpfs "$0/data" || exit; fi
 ip link set lo up && ip addr add 192.0.2.1/32 dev lo && echo up && while :; do sleep 3600 & wait $!; done"""
 
 
@@ -57,10 +57,19 @@ def _data() -> str:
     return "memory" if free > 4 << 30 else "disk"
 
 
+def _child(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
 class PrivateDocker:
     """`with PrivateDocker() as engine: backend = DockerBackend(place, engine.host)`"""
 
-    def __init__(self) -> None:
+    def __init__(self, listen: socket.socket | None = None, room: str = "", **options: str) -> None:
+        """Beside its unix socket it may serve a listening one of any network, and have further options of dockerd.
+
+        `room` is all the disk there is for it, which then is memory.
+        """
+        self._listen, self._room, self._more = listen, room, options
         self.folder = Path(tempfile.mkdtemp(prefix="cf-docker-"))
         (self.folder / "data").mkdir()
         self._group = f"/{self.folder.name}"
@@ -89,6 +98,12 @@ class PrivateDocker:
     def log(self) -> str:
         return (self.folder / "log").read_text("utf-8", "replace")
 
+    @property
+    def pid(self) -> int:
+        """Of the engine itself, as seen here."""
+        assert self._engine
+        return _child(self._engine.pid)
+
     def beside(self, *command: str) -> list[str]:
         """The command that runs another where the engine is, such as in its network."""
         return [*self._enter(), *command]
@@ -97,7 +112,7 @@ class PrivateDocker:
         """From a thread that lasts: the kernel ends the holder when the thread that started it ends."""
         spaces = ["--net", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child"]
         self._holder = subprocess.Popen(
-            ["setpriv", "--pdeathsig=KILL", "unshare", *spaces, "sh", "-c", _HOLD, str(self.folder), _data()],
+            ["setpriv", "--pdeathsig=KILL", "unshare", *spaces, "sh", "-c", _HOLD, *self._place()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             env={"PATH": _PATH},
@@ -105,6 +120,9 @@ class PrivateDocker:
         assert self._holder.stdout
         if self._holder.stdout.readline() != b"up\n":
             raise UnavailableError("namespaces for a Docker engine cannot be made here", code="no_engine")
+
+    def _place(self) -> list[str]:
+        return [str(self.folder), "memory", f",size={self._room}"] if self._room else [str(self.folder), _data(), ""]
 
     def _enter(self) -> list[str]:
         assert self._holder
@@ -120,15 +138,21 @@ class PrivateDocker:
             "--cgroup-parent": self._group,
             "--bridge": "none",
             "--storage-driver": "overlay2",
+            **{f"--{name.replace('_', '-')}": value for name, value in self._more.items()},
         }
+        words = ["dockerd", *(f"{name}={value}" for name, value in options.items())]
+        if self._listen:  # handed over as systemd does it
+            take = f'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&{self._listen.fileno()}'
+            words = ["bash", "-c", take, "bash", *words, "--host=fd://"]
         (self.folder / "pid").unlink(missing_ok=True)
         with (self.folder / "log").open("ab") as log:
             self._engine = subprocess.Popen(
-                self.beside("dockerd", *(f"{name}={value}" for name, value in options.items())),
+                self.beside(*words),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env={"PATH": _PATH},
+                pass_fds=[self._listen.fileno()] if self._listen else [],
             )
         self._await_answer(time.monotonic() + DEADLINE)
 
@@ -161,8 +185,7 @@ class PrivateDocker:
     def _end(self, how: signal.Signals) -> None:
         process, self._engine = self._engine, None
         if process and process.poll() is None:
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            os.kill(int(children[0]), how)  # nsenter waits for it
+            os.kill(_child(process.pid), how)  # nsenter waits for it
             try:
                 process.wait(DEADLINE)
             except subprocess.TimeoutExpired:

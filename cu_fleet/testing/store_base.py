@@ -6,6 +6,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 
+from cu_fleet.model.approval import Approval
 from cu_fleet.model.audit import Draft
 from cu_fleet.model.desktop import Desktop
 from cu_fleet.model.lease import Lease
@@ -29,6 +30,11 @@ def lease(number: int, **more: Any) -> Lease:
 
 def snapshot(number: int, **more: Any) -> Snapshot:
     return Snapshot(id=f"sn_{number}", **{"desktop": "dk_1", "profile": "p", "backend": "b", "created_at": 1.0, **more})
+
+
+def approval(number: int, **more: Any) -> Approval:
+    fields = {"kind": "action", "subject": "do", "lease": "ls_1", "agent": "a", "asked_at": 1.0, "deadline": 2.0}
+    return Approval(id=f"ap_{number}", **{**fields, "asked_by": "agent a", **more})
 
 
 def draft(number: int, **more: Any) -> Draft:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import cu_fleet.model
 from cu_fleet.model.access import Agent
+from cu_fleet.model.approval import SETTLED, ApprovalState, Kind
 from cu_fleet.model.audit import Entry
 from cu_fleet.model.desktop import Desktop, Stage
 from cu_fleet.model.errors import ConflictError, InvalidError
@@ -19,7 +20,7 @@ from cu_fleet.model.record import Record
 from cu_fleet.model.resource import Holding
 from cu_fleet.model.snapshot import Snapshot
 from cu_fleet.stores.base import Store, TakenError, Tx
-from cu_fleet.testing.store_base import StoreBase, desktop, draft, examples, lease, put, snapshot
+from cu_fleet.testing.store_base import StoreBase, approval, desktop, draft, examples, lease, put, snapshot
 
 snapshots = st.builds(
     snapshot,
@@ -181,6 +182,13 @@ class RecordContract(StoreBase):
             agent="a",
             request_id="r",
         )
+
+    def test_one_open_question_of_the_same(self) -> None:
+        asked = approval(1, state=ApprovalState.APPROVED)
+        others = [approval(3, lease="ls_2"), approval(4, kind=Kind.MERGE), approval(5, subject="else")]
+        over = [approval(n, state=state) for n, state in enumerate(SETTLED, 6)]
+        same = {"lease": "ls_1", "kind": Kind.ACTION, "subject": "do"}
+        self.refused([asked, *others, *over], approval(2), "approval_one_open_per_subject", **same)
 
     def test_one_desktop_per_name_until_it_is_gone(self) -> None:
         gone = desktop(1, name="finance", stage=Stage.GONE)

@@ -285,10 +285,22 @@ def test_without_the_operators_yes_nothing_is_done(tmp_path: Path) -> None:
                 with pytest.raises(DeniedError, match=words) as caught:
                     await answering
                 assert (caught.value.code, caught.value.facts["approval"]) == ("safety_check", question.approval)
+            answering = asyncio.create_task(Computer(d.desktop).answer(asked), name="test: answer")
+            await waiting(d)
+            await controller.take(ANA, d.desktop.id, reason="let me")
+            with pytest.raises(DeniedError, match="the question is void: a person has taken over"):
+                await answering
+            assert "taken over by operator ana: let me" in error_of(await Computer(d.desktop).answer(asked))
+            await controller.resume(ANA, d.desktop.id)
             off = call({"type": "move", "x": 5000, "y": 1}, pending_safety_checks=[CHECK])
             assert "nothing was done" in error_of(await Computer(d.desktop).answer(off)), "nobody is asked about that"
             assert await controller.approvals(ANA) == []
-            assert not d.screen.events
+            answering = asyncio.create_task(Computer(d.desktop).answer(asked), name="test: answer")
+            await waiting(d)
+            assert not d.struck()
+            await controller.revoke(ANA, d.desktop.id, reason="enough")
+            with pytest.raises(LeaseOverError, match="enough"):
+                await answering
 
     run(body())
 

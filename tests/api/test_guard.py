@@ -1,5 +1,6 @@
 """What stands before every request: a page in a browser, a body without end."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,11 @@ def test_a_body_that_does_not_end_is_cut(tmp_path: Path, monkeypatch: pytest.Mon
                 problem(await http.put(where, content=endless()), 413, "too_large")
                 assert (await http.get(f"/v1/leases/{lease.lease}/files")).json()["files"] == []
                 assert (await http.put(where, content=endless(4000))).status_code == 201
+                where = f"/v1/desktops/{lease.desktop}/exec"
+                async with http.stream("POST", where, json={"argv": ["cat"], "input": True}) as command:
+                    name = json.loads(await anext(aiter(command.aiter_lines())))["command"]
+                    fed = await http.put(f"{where}/{name}/input", content=endless())
+                assert fed.status_code == 200, "it goes straight on, and is kept nowhere"
                 assert (await http.get("/healthz")).status_code == 200
 
     run(body())

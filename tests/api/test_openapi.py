@@ -25,8 +25,11 @@ PUT /v1/desktops/{desktop}/exec/{command}/input;
 POST /v1/desktops/{desktop}/freeze; POST /v1/desktops/{desktop}/thaw; GET /v1/desktops/{desktop}/logs;
 POST /v1/desktops/{desktop}/snapshots; GET /v1/snapshots; POST /v1/snapshots/{snapshot}/restore;
 DELETE /v1/snapshots/{snapshot}; GET /v1/frames; GET /v1/frames/{sha256}; POST /v1/frames/prune;
-POST /v1/leases/{lease}/approvals; GET /v1/approvals; GET /v1/approvals/{approval};
+POST /v1/leases/{lease}/watch; POST /v1/leases/{lease}/approvals; GET /v1/approvals; GET /v1/approvals/{approval};
 POST /v1/approvals/{approval}/approve; POST /v1/approvals/{approval}/deny;
+POST /v1/worktrees/plan; POST /v1/worktrees; GET /v1/worktrees; GET /v1/worktrees/{worktree};
+GET /v1/worktrees/{worktree}/summary; GET /v1/worktrees/{worktree}/diff; POST /v1/worktrees/{worktree}/merge;
+DELETE /v1/worktrees/{worktree}; POST /v1/worktrees/prune;
 GET /v1/agents; POST /v1/agents; POST /v1/agents/token; POST /v1/agents/{name}/rotate;
 POST /v1/agents/{name}/unbar; DELETE /v1/agents/{name}; GET /v1/operators; POST /v1/operators;
 POST /v1/operators/{name}/rotate; DELETE /v1/operators/{name}; GET /v1/profiles; GET /v1/profiles/{name};
@@ -76,12 +79,12 @@ def test_every_way_is_described_and_has_its_errors_as_problems(document: dict[st
 
 
 def test_every_body_has_an_example_that_fits_it(document: dict[str, Any]) -> None:
-    from cu_fleet.api import approvals, desktops, frames, leases, people, screen, snapshots
+    from cu_fleet.api import approvals, desktops, frames, leases, people, screen, snapshots, watch, worktrees
     from cu_fleet.model.request import Acquire
 
     models = {
         kind.__name__: kind
-        for module in (approvals, desktops, frames, leases, people, screen, snapshots)
+        for module in (approvals, desktops, frames, leases, people, screen, snapshots, watch, worktrees)
         for kind in vars(module).values()
         if isinstance(kind, type) and hasattr(kind, "model_validate")
     } | {"Acquire": Acquire}
@@ -119,7 +122,7 @@ def test_what_answers_fits_what_is_documented(tmp_path: Path, document: dict[str
     """Each status that comes back over HTTP for some ordinary questions is one the document names."""
 
     ids = {"lease": "ls_x", "desktop": "dk_x", "snapshot": "sn_x", "name": "nobody", "path": "f", "sha256": "0" * 64}
-    ids |= {"ref": "e1", "command": "cm_x", "approval": "ap_x"}
+    ids |= {"ref": "e1", "command": "cm_x", "approval": "ap_x", "worktree": "wt_x"}
 
     async def body() -> None:
         async with open_door(tmp_path) as door, door.socket_client() as http:

@@ -1,5 +1,6 @@
 """What goes wrong says so, in one shape, and nothing of the inside."""
 
+import json
 import logging
 from contextlib import suppress
 from pathlib import Path
@@ -145,3 +146,26 @@ def test_garbage_is_answered_and_the_door_stays_open(tmp_path: Path) -> None:
                 assert (await http.get("/healthz")).json()["ok"] is True
 
     run(body())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PUT", "/v1/leases/{lease}/clipboard", {"text": "\ud800"}),
+        ("POST", "/v1/leases", {"agent": "b", "profile": "local", "resources": ["\ud800"]}),
+        ("POST", "/v1/leases/{lease}/actions", {"actions": [{"type": "type", "text": "a\ud800"}]}),
+        ("POST", "/v1/leases/{lease}/actions", {"actions": [{"type": "\ud800"}]}),
+        ("POST", "/v1/leases/{lease}/pause", {"reason": "\ud800"}),
+    ],
+)
+def test_half_a_character_is_refused_like_any_wrong_word(
+    tmp_path: Path, method: str, path: str, body: dict[str, object]
+) -> None:
+    async def told() -> None:
+        async with open_door(tmp_path) as door, door.socket_client() as http:
+            where = path.format(lease=(await door.fleet.granted("a")).lease)
+            kind = {"Content-Type": "application/json"}
+            answer = await http.request(method, where, content=json.dumps(body).encode(), headers=kind)
+            assert (answer.status_code, bool(answer.json()["detail"])) == (422, True), answer.text
+
+    run(told())

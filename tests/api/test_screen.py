@@ -1,14 +1,17 @@
 """Acting and looking over HTTP."""
 
+import asyncio
 import base64
 import hashlib
 from io import BytesIO
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from tests.api.door import open_door, problem
-from tests.support import run
+from tests.controller.fleet import ANA
+from tests.support import run, until
 
 
 def test_a_screenshot_comes_with_its_facts(tmp_path: Path) -> None:
@@ -79,16 +82,6 @@ def test_a_wrong_action_anywhere_is_refused_before_anything_is_sent(tmp_path: Pa
                     assert answer.status_code == 422, answer.text
                     assert answer.json()["code"] in ("bad_action", "off_screen")
                     assert screen.events == before
-
-    run(body())
-
-
-def test_approvals_are_refused_by_name_as_long_as_there_are_none(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with open_door(tmp_path) as door, door.socket_client() as http:
-            lease = await door.fleet.granted("a")
-            words = {"actions": [{"type": "click", "x": 1, "y": 1}], "approval": "ap_1"}
-            problem(await http.post(f"/v1/leases/{lease.lease}/actions", json=words), 501, "no_approvals")
 
     run(body())
 
@@ -176,5 +169,31 @@ def test_a_blank_screen_is_a_problem_with_its_colour(tmp_path: Path) -> None:
             answer = (await http.post(f"{where}/actions", json=words)).json()
             assert (answer["done"], answer["screenshot"]) == ([{"ok": True}], None)
             assert answer["not_shown"]["code"] == "blank_screen"
+
+    run(body())
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-8"], ids=["short", "framework"])
+def test_keys_go_up_and_nothing_more_is_done_when_the_client_leaves_in_the_middle(tmp_path: Path, kind: str) -> None:
+    held = b'{"actions": [{"type": "hold_key", "keys": "shift", "seconds": 20}, {"type": "type", "text": "never"}]}'
+    shift = ("key", 0xFFE1)
+
+    async def body() -> None:
+        async with open_door(tmp_path) as door:
+            lease = await door.fleet.granted("a")
+            where = f"/v1/leases/{lease.lease}/actions"
+            (desktop,) = door.fleet.world.desktops.values()
+            async with door.tcp_client(door.fleet.lease_token(lease.lease)) as http:
+                asking = asyncio.create_task(http.post(where, content=held, headers={"Content-Type": kind}, timeout=60))
+                await until(lambda: (*shift, True) in desktop.events or asking.done())
+                asking.cancel()
+                await asyncio.gather(asking, return_exceptions=True)
+            async with door.tcp_client(door.fleet.lease_token(lease.lease)) as http:
+                await until(lambda: (*shift, False) in desktop.events, timeout=10)
+                click = {"actions": [{"type": "click", "x": 3, "y": 3}]}
+                assert (await http.post(where, json=click)).json()["done"] == [{"ok": True}]
+            assert not [event for event in desktop.events if event[0] == "key" and event[1] == ord("n")]
+            entries = await door.fleet.controller.audit(ANA, limit=1000, what="act.done")
+            assert [x.result for x in entries][-2:] == ["interrupted", "ok"]
 
     run(body())

@@ -39,6 +39,14 @@ def test_a_figure_as_a_document_and_as_a_line() -> None:
     assert figure.cells() == ["x", "35.0 ms", "40.0 ms", "10.0 ms", "3.50×", "≤ 2.5×", "missed", "ours; against theirs"]
 
 
+def test_an_aim_may_be_so_much_more_than_what_is_beside_it() -> None:
+    plain = Series("ms", (10.0,))
+    assert Figure("x", Series("ms", (12.9,)), plain, most_more=3).met is True
+    missed = Figure("x", Series("ms", (13.1,)), plain, most_more=3)
+    assert (missed.met, missed.aim) == (False, "≤ 3 ms more")
+    assert missed.json()["aim"] == {"at_most_more": 3, "unit": "ms"}
+
+
 def test_who_else_does_it_is_told_beside_us_or_said_to_be_missing() -> None:
     others = {"scrot": Series("ms", (90.0,)), "xdotool": "xdotool is not installed here"}
     figure = Figure("x", Series("ms", (10.0,)), Series("ms", (5.0,)), most=3, others=others, times_faster={"scrot": 8})
@@ -57,8 +65,8 @@ def test_an_aim_beside_one_that_is_missing_is_not_judged() -> None:
 
 def test_a_soak_is_run_only_if_asked_for() -> None:
     assert not set(rows_of([])) & set(ON_DEMAND)
-    assert set(rows_of(["soak"])) == set(ON_DEMAND)
-    assert rows_of(["click"]) == ["click-http", "click-client"]
+    assert set(rows_of(["soak", "docker", "codex"])) == set(ON_DEMAND)
+    assert rows_of(["click"]) == ["click-http", "click-client", "click-mcp"]
 
 
 def test_our_own_memory_can_be_read() -> None:

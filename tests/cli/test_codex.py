@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from cu_fleet.cli import promises
 from cu_fleet.cli.holding import give_back
 from cu_fleet.client.http import Wire
 from tests.cli.support import Ended, cli, finished, start
 from tests.cli.test_live import Controller
+from tests.controller.worktree import Repository
 from tests.support import run, until
 
 # It says what it was given, and with --wait waits for a signal and tells which came.
@@ -45,13 +47,8 @@ sys.exit(3)
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
-    controller = Controller(tmp_path_factory.mktemp("codex") / "home")
-    controller.start()
-    try:
-        controller.ready()
+    with Controller(tmp_path_factory.mktemp("codex") / "home").running() as controller:
         yield controller
-    finally:
-        controller.end()
 
 
 @pytest.fixture(autouse=True)
@@ -97,10 +94,13 @@ def test_codex_is_told_of_its_desktop_and_its_exit_code_is_ours(tmp_path: Path) 
     ended = one.ended()
     assert (ended.code, ended.out) == (3, "out of codex\n")
     (lease,) = leases("plain")
-    first, second = ended.err.splitlines()
+    first, second, tools, itself, credentials = ended.err.splitlines()
     assert lease["lease"] in first
     assert "agent plain has desktop dk_" in first
     assert second == "profile mem: network none, gates none"
+    assert tools.startswith("tools: screenshot, zoom, click")
+    assert itself.endswith("its sandbox: as its own configuration says")
+    assert "of your environment: " in credentials
     told = one.began()
     url = cli("status", "--json").json["url"]
     overrides = dict(word.split("=", 1) for word in told["words"][1:10:2])
@@ -216,18 +216,113 @@ def test_with_a_leases_token_or_of_no_profile_it_starts_nothing(tmp_path: Path) 
     assert not two.file.exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "held", "moves", "asked"),
+    [
+        ("", None, False, ""),
+        ("exec|mend it all", None, False, "mend it all"),
+        ("exec|-s|workspace-write|x", "workspace-write", False, ""),
+        ("--sandbox=read-only|exec|-C|/x|a b", "read-only", True, "a b"),
+        ('-c|sandbox_mode="danger-full-access"|--cd=/x', "none: it can do all that you can", True, ""),
+        ("--yolo|-C/x", "none: it can do all that you can", True, ""),
+    ],
+)
+def test_what_codexs_words_say_is_understood(words: str, held: str | None, moves: bool, asked: str) -> None:
+    given = words.split("|") if words else []
+    assert (promises.sandbox(given), promises.moves(given), promises.prompt(given)) == (held, moves, asked)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Repository:
+    return Repository(tmp_path / "project")
+
+
+def test_with_a_worktree_it_runs_there_and_says_what_is_promised_and_what_became_of_it(
+    tmp_path: Path, project: Repository
+) -> None:
+    own = ("--worktree", "next", "--repo", str(project.top), "--json")
+    one = Run(tmp_path, "--wait", "exec", "mend the app", agent="tree", own=own, GITHUB_TOKEN="ghp_x")  # noqa: S106
+    told = one.began()
+    (listed,) = cli("worktree", "list", "--json").json["worktrees"]
+    place = Path(listed["path"])
+    assert (told["env"]["PWD"], Path(f"/proc/{told['pid']}/cwd").readlink()) == (str(place), place)
+    assert (place / "README").read_text() == "hello\n"
+    (place / "new").write_text("new\n")
+    one.process.terminate()
+    ended = one.ended()
+    view = ended.json["worktree"]
+    assert (ended.code, view["state"], view["files"], view["intent"]) == (7, "kept", 1, "")
+    for words in (
+        f"worktree {view['worktree']}: {place}, on its desktop ~/Shared/project",
+        f"branch {view['branch']} from next",
+        "no review is configured to check it, and it is merged into next when a person approves",
+        "of your environment: GITHUB_TOKEN",
+        f"cu-fleet worktree show {view['worktree']}, then merge or discard it (approval {view['approval']})",
+    ):
+        assert words in ended.err
+    assert "+new" in cli("worktree", "show", view["worktree"]).out
+    assert "+new" in cli("worktree", "diff", view["worktree"]).out
+    merged = cli("approval", "approve", view["approval"])
+    assert merged.code == 0, merged.err
+    assert project.git("log", "-1", "--format=%an %s") == "tree Work of agent tree"
+    assert (project.top / "new").read_text() == "new\n"
+    again = cli("worktree", "discard", view["worktree"])
+    assert again.code == 3, "it is merged: there is nothing to discard"
+
+
+def test_a_run_that_is_killed_with_its_worktree_loses_nothing(tmp_path: Path, project: Repository) -> None:
+    own = ("--worktree", "main", "--repo", str(project.top))
+    one = Run(tmp_path, "--wait", agent="slain", own=own)
+    pid = one.began()["pid"]
+    listed = next(x for x in cli("worktree", "list", "--json").json["worktrees"] if x["agent"] == "slain")
+    (Path(listed["path"]) / "new").write_text("new\n")
+    one.process.kill()
+    os.kill(pid, signal.SIGKILL)
+    assert "main is protected" in one.ended().err
+    (lease,) = leases("slain")
+    assert lease["state"] == "active", "it would run out in minutes; here a person is quicker"
+    assert cli("lease", "release", lease["lease"]).code == 0
+    view = run(until(lambda: _at_rest(listed["worktree"])))
+    assert (view["state"], view["files"]) == ("kept", 1)
+    refused = cli("worktree", "merge", view["worktree"])
+    assert (refused.code, f"git push -u origin {view['branch']}" in refused.err) == (3, True)
+    assert cli("worktree", "prune", "--older", "0s").code == 0
+    assert project.git("branch", "--list", view["branch"]), "a person has asked for the commit: it stays"
+
+
+async def _at_rest(worktree: str) -> dict[str, Any] | None:
+    view = dict((await asyncio.to_thread(cli, "worktree", "show", worktree, "--json")).json)
+    return view if view["state"] in ("kept", "gone") else None
+
+
+def test_a_worktree_that_contradicts_the_rest_is_refused_before_anything_is_leased(
+    tmp_path: Path, project: Repository
+) -> None:
+    here = ("--repo", str(project.top))
+    for own, words, code, said in [
+        (("--worktree", "next", *here), ("-C", "/x"), 2, "work in another folder"),
+        (("--into", "next"), (), 2, "go with --worktree"),
+        (("--worktree", "nope", *here), (), 5, "no branch, tag or commit 'nope'"),
+        (("--worktree", "next", "--into", "main", *here), (), 3, "main is a protected branch"),
+        (("--worktree", "next", "--repo", str(tmp_path)), (), 5, "in no git repository"),
+    ]:
+        ended = Run(tmp_path, *words, agent="wrong", own=own).ended()
+        assert (ended.code, said in ended.err) == (code, True), ended.err
+    token = cli("agent", "add", "worker", "--json").json["token"]
+    ended = Run(tmp_path, agent="worker", own=("--worktree", "next", *here), CU_FLEET_TOKEN=token).ended()
+    assert (ended.code, "is an agent's" in ended.err) == (3, True), ended.err
+    assert leases("wrong") == []
+    assert project.left() == ""
+
+
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Controller]:
     """One with a single desktop, which a test may also kill."""
     controller = Controller(tmp_path / "small")
     (controller.home / "config.yaml").write_text("max_desktops: 1\n")
     monkeypatch.setenv("CU_FLEET_HOME", str(controller.home))
-    controller.start()
-    try:
-        controller.ready()
+    with controller.running():
         yield controller
-    finally:
-        controller.end()
 
 
 @pytest.mark.real

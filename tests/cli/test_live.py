@@ -8,10 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import pytest
 
+from cu_fleet import sync
 from cu_fleet.cli import connect
 from cu_fleet.cli.acquire import acquire as ask_and_wait
 from cu_fleet.model.errors import FleetError
@@ -32,10 +35,10 @@ class Controller:
         (home / "profiles" / "local.yaml").write_text(PROFILE)
         (home / "profiles" / "kept.yaml").write_text(PROFILE + "frames: all\n")
 
-    def start(self) -> "subprocess.Popen[bytes]":
+    def start(self, *under: str) -> "subprocess.Popen[bytes]":
         with (self.home / "test.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.cli.memory_controller", "up", "--port", "0", "--json"],
+                [*under, sys.executable, "-m", "tests.cli.memory_controller", "up", "--port", "0", "--json"],
                 cwd=TOP,
                 env={**os.environ, "CU_FLEET_HOME": str(self.home)},
                 stdout=subprocess.PIPE,
@@ -49,6 +52,15 @@ class Controller:
         lines = list(iter(self.process.stdout.readline, b"}\n"))
         return dict(json.loads(b"".join(lines) + b"}"))
 
+    @contextmanager
+    def running(self) -> Iterator[Self]:
+        self.start()
+        try:
+            self.ready()
+            yield self
+        finally:
+            self.end()
+
     def end(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
@@ -57,13 +69,8 @@ class Controller:
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
-    controller = Controller(tmp_path_factory.mktemp("live") / "home")
-    controller.start()
-    try:
-        controller.ready()
+    with Controller(tmp_path_factory.mktemp("live") / "home").running() as controller:
         yield controller
-    finally:
-        controller.end()
 
 
 @pytest.fixture(autouse=True)
@@ -313,3 +320,71 @@ def test_down_ends_everything_and_nobody_who_waits_undoes_it(tmp_path: Path, mon
         assert cli("status").code == 1
     finally:
         controller.end()
+
+
+# a person's answer
+
+
+SAVE = '{"type": "key", "keys": "ctrl+s"}'
+
+
+def asked(lease: str, reason: str, *actions: dict[str, object]) -> str:
+    with sync.Fleet.connect(home=os.environ["CU_FLEET_HOME"], start=False) as fleet:
+        check = {"id": "c1", "message": "it looks like a bank"}
+        return fleet.open(lease).ask_approval([json.loads(SAVE), *actions], reason, checks=[check]).approval
+
+
+@pytest.mark.slow
+def test_what_agents_ask_is_seen_and_answered(tmp_path: Path) -> None:
+    lease = acquire("payer")["lease"]
+    assert done("approval", "list").out == "Nothing waits for an answer.\n"
+    typed: dict[str, object] = {"type": "type", "text": "4711\x1b"[:4]}
+    name = asked(lease, "pay \x1b[2Jthe bill", typed)
+    row = done("approval", "list", "--lease", lease).out.splitlines()[1]
+    assert row.split()[:5] == [name, "action", "payer", lease, "waiting"]
+    assert "bill; it looks like a bank" in row
+    assert "\x1b" not in row, "no text of an agent's drives the operator's terminal"
+    listed = done("lease", "list").out
+    assert "active/asking" in listed
+    assert f"cu-fleet approval show {name}" in listed
+    assert name in done("lease", "show", lease).out
+    assert "1 wait for an answer: cu-fleet approval list" in done("status").out
+    shown = done("approval", "show", name, "-o", str(tmp_path / "then.png"))
+    assert (tmp_path / "then.png").read_bytes().startswith(b"\x89PNG")
+    assert """1. key {"keys": "ctrl+s"}""" in shown.out
+    assert """2. type {"text": "4711"}""" in shown.out
+    assert "check 1" in shown.out
+    assert f"approve {name}" in shown.err
+    early = cli("act", lease, SAVE, json.dumps(typed), "--approval", name, "--json")
+    assert (early.code, early.json["error"]) == (3, "approval_waiting")
+    yes = done("approval", "approve", name, "--reason", "fine").out
+    assert yes == f"approval {name} is approved: agent payer may do it once, within 10m 00s\n"
+    other = cli("act", lease, SAVE, "--approval", name, "--json")
+    assert (other.code, other.json["error"]) == (3, "other_actions")
+    assert done("act", lease, SAVE, json.dumps(typed), "--approval", name).out == "key: done\ntype: done\n"
+    assert cli("act", lease, SAVE, json.dumps(typed), "--approval", name).code == 3
+    assert "4711" not in done("approval", "show", name, "--json").out
+    assert done("approval", "list", "--all", "--json").json["approvals"][0]["state"] == "used"
+    assert cli("approval", "show", "ap_0000000000").code == 5
+    done("lease", "release", lease)
+
+
+@pytest.mark.slow
+def test_a_no_has_its_reason_and_is_followed() -> None:
+    lease = acquire("payer")["lease"]
+    words = ("approval", "list", "--watch", "--lease", lease)
+    watching = start(*words, env={"CU_FLEET_HOME": os.environ["CU_FLEET_HOME"]})
+    assert watching.stdout is not None
+    assert watching.stdout.readline() == b"Nothing waits for an answer.\n"
+    name = asked(lease, "pay")
+    assert watching.stdout.readline().decode().split()[1:] == [name, "asked", "by", "agent", "payer", "pay"]
+    assert done("approval", "deny", name, "--reason", "wrong account").out == f"approval {name} is denied\n"
+    assert watching.stdout.readline().decode().rstrip().endswith("wrong account")
+    watching.send_signal(signal.SIGINT)
+    assert finished(watching).code == 130
+    denied = cli("act", lease, SAVE, "--approval", name)
+    assert denied.code == 3
+    assert "wrong account" in denied.err
+    assert cli("approval", "approve", name).code == 3
+    assert cli("approval", "list", "--watch", "--json").code == 2
+    done("lease", "release", lease)

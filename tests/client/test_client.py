@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -704,5 +704,52 @@ def test_elements_are_found_clicked_and_typed_into_by_reference(
                 with pytest.raises(InvalidError, match="the ref of an element"):
                     await desktop.double_click(**wrong)  # type: ignore[arg-type]
             assert len(inside.events) == before
+
+    run(body())
+
+
+# a person's answer
+
+
+KEYS = [{"type": "key", "keys": "a"}]
+
+
+def test_a_person_is_asked_and_answers(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with connected(tmp_path) as (_, fleet), fleet.lease(agent="a", profile="local") as desktop:
+            asked = await desktop.ask_approval(KEYS, "save it", checks=[{"id": "c", "message": "look"}], within="5m")
+            assert (asked.state, asked.remaining) == ("waiting", 300)
+            assert [x.approval for x in await fleet.approvals()] == [asked.approval]
+            with pytest.raises(ConflictError) as caught:
+                await desktop.act(KEYS, approval=asked.approval)
+            assert caught.value.code == "approval_waiting"
+            waiting = asyncio.create_task(desktop.approval(asked.approval), name="test: wait")
+            await fleet.approve(asked.approval, "go on")
+            assert ((await waiting).state, (await waiting).answer) == ("approved", "go on")
+            assert (await desktop.act(KEYS, approval=asked.approval)).done[0].ok
+            assert (await fleet.approval(asked.approval)).state == "used"
+            other = await desktop.ask_approval(KEYS)
+            await fleet.deny(other.approval, "no")
+            with pytest.raises(DeniedError, match=": no; nothing was sent"):
+                await desktop.act(KEYS, approval=other.approval)
+            assert [x.state for x in await fleet.approvals(everything=True, lease=desktop.id)] == ["used", "denied"]
+
+    run(body())
+
+
+@pytest.mark.slow
+def test_whoever_waits_for_an_answer_outlives_the_controller(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with running(tmp_path) as home, AsyncExitStack() as stack:
+            async with served(home):
+                fleet = await stack.enter_async_context(Fleet.connect(home=tmp_path, start=False))
+                desktop = await fleet.acquire(agent="a", profile="local")
+                asked = await desktop.ask_approval(KEYS)
+                waiting = asyncio.create_task(desktop.approval(asked.approval), name="test: wait")
+            await home.kill()
+            await home.start()
+            async with served(home):
+                await home.controller.answer(ANA, asked.approval, approve=True)
+                assert (await waiting).state == "approved"
 
     run(body())

@@ -13,6 +13,7 @@ import pytest
 import cu_fleet
 from cu_fleet import client, sync
 from cu_fleet.model.errors import ConflictError, LeaseOverError, NotFoundError
+from cu_fleet.model.view import LeaseView
 from tests.api.door import Door, open_door
 from tests.controller.fleet import ANA
 
@@ -51,6 +52,11 @@ class Server:
             return {view.agent: view.state for view in views}
 
         return asyncio.run_coroutine_threadsafe(look(), self.loop).result(20)
+
+    def acquired(self, agent: str) -> LeaseView:
+        """A lease for the agent, granted."""
+        granted = self.door.fleet.granted(agent)
+        return asyncio.run_coroutine_threadsafe(granted, self.loop).result(20)
 
 
 @contextmanager
@@ -161,3 +167,13 @@ def test_no_thread_stays_when_it_is_closed(tmp_path: Path) -> None:
     with pytest.raises(cu_fleet.UnavailableError), sync.Fleet.connect(home=tmp_path, start=False):
         raise AssertionError("connected")
     assert "cu-fleet client" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_person_is_asked_and_answers(tmp_path: Path) -> None:
+    with connected(tmp_path) as (_, fleet), fleet.lease(agent="a", profile="local") as desktop:
+        keys = [{"type": "key", "keys": "a"}]
+        asked = desktop.ask_approval(keys, "save it")
+        fleet.approve(asked.approval)
+        assert desktop.approval(asked.approval).state == "approved"
+        assert desktop.act(keys, approval=asked.approval).done[0].ok
+        assert [x.state for x in fleet.approvals(everything=True)] == ["used"]

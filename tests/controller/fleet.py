@@ -10,8 +10,9 @@ from cu_fleet.backends.memory import MemoryBackend, MemoryWorld
 from cu_fleet.controller import Controller
 from cu_fleet.controller.record import audit_key
 from cu_fleet.model.access import Caller, Grants, Role
+from cu_fleet.model.approval import OPEN, Approval, ApprovalState, Kind
 from cu_fleet.model.desktop import NOT_GONE, RESTING, Desktop, Stage
-from cu_fleet.model.lease import LIVE, Lease, LeaseState
+from cu_fleet.model.lease import LIVE, Control, Lease, LeaseState
 from cu_fleet.model.profile import Profile
 from cu_fleet.model.queue import Grant, plan
 from cu_fleet.model.request import Acquire
@@ -133,6 +134,21 @@ def check_invariants(tx: Tx, most: int) -> None:
     assert sum(x.stage is not Stage.PARKED for x in desktops.values()) <= most, "more desktops than there is room for"
     names = [x.name for x in desktops.values() if x.name]
     assert len(set(names)) == len(names), "two desktops of one name"
+    check_questions(tx, {lease.id: lease for lease in active})
+
+
+def check_questions(tx: Tx, active: dict[str, Lease]) -> None:
+    """A lease's clock stands still exactly while it waits for somebody; no question outlives what it rests on."""
+    open_ones = tx.find(Approval, kind=Kind.ACTION, state=OPEN)
+    for question in open_ones:
+        assert question.lease in active, f"{question.id} is {question.state} of a lease that is over"
+        assert question.generation == active[question.lease].generation, f"{question.id} is of an old generation"
+    for lease in active.values():
+        waiting = {x.id for x in open_ones if x.lease == lease.id and x.state is ApprovalState.WAITING}
+        assert set(lease.approvals) == waiting, f"{lease.id} waits for other answers than there are"
+        assert (lease.expires_at is None) == (bool(waiting) or lease.control is not Control.AGENT), "its clock is wrong"
+    for over in tx.find(Lease):
+        assert over.id in active or not over.approvals, f"{over.id} is over, and waits for an answer"
 
 
 def check_served(tx: Tx, controller: Controller) -> None:
@@ -158,7 +174,22 @@ async def running(home: Path, *profiles: Profile, **more: object) -> AsyncIterat
 
 
 def _of_controller(task: asyncio.Task[object]) -> bool:
-    starts = ("keep ", "deadlines", "heartbeat", "sweep", "disk", "act ", "until", "change", "call ")
+    starts = (
+        "keep ",
+        "deadlines",
+        "heartbeat",
+        "sweep",
+        "disk",
+        "act ",
+        "until",
+        "change",
+        "call ",
+        "worktree",
+        "viewer",
+        "steer ",
+        "broadcast ",
+        "git ",
+    )
     return task.get_name().startswith(starts)
 
 

@@ -9,6 +9,7 @@ import pytest
 from cu_fleet.controller import pending
 from cu_fleet.controller.actor import Actor
 from cu_fleet.controller.pending import withdraw
+from cu_fleet.controller.worktrees import Worktrees
 from cu_fleet.model.access import Caller, Role
 from cu_fleet.model.action import parse_actions
 from cu_fleet.model.approval import Approval, Check, Kind, Scope
@@ -163,6 +164,18 @@ def test_the_clock_stands_still_until_the_last_answer(tmp_path: Path) -> None:
     run(body())
 
 
+def test_asking_is_an_action_of_the_agents_own_and_renews_its_lease(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with seated(tmp_path) as seat:
+            await seat.fleet.clock.advance(600)
+            one = await asked(seat, A)
+            await answer(seat, one.approval, True)
+            view = await seat.fleet.controller.lease(ANA, seat.lease)
+            assert view.remaining == view.ttl
+
+    run(body())
+
+
 def test_no_answer_in_time_is_a_no_and_no_use_in_time_too(tmp_path: Path) -> None:
     async def body() -> None:
         async with seated(tmp_path) as seat:
@@ -193,8 +206,9 @@ def test_the_moment_of_a_deadline_decides_not_when_it_is_noticed(
             await answer(seat, two.approval, True)
             now = seat.fleet.clock.now()
             monkeypatch.setattr(seat.fleet.controller.core, "now", lambda: now + 700)  # before anything expires it
-            with pytest.raises(ConflictError, match="that was a no"):
+            with pytest.raises(ConflictError, match="was not answered in time"):
                 await answer(seat, one.approval, True)
+            assert await seat.fleet.controller.approvals(ANA) == []
             await refused(seat, "approval_expired", two.approval, B)
 
     run(body())
@@ -365,6 +379,51 @@ def test_a_request_sent_twice_is_answered_twice_and_done_once(tmp_path: Path) ->
     run(body())
 
 
+def test_of_two_who_use_it_at_once_one_does(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with seated(tmp_path) as seat:
+            one = await asked(seat, A)
+            await answer(seat, one.approval, True)
+            results = await asyncio.gather(*(act(seat, one.approval, A) for _ in range(3)), return_exceptions=True)
+            codes = [x.code for x in results if isinstance(x, FleetError)]
+            assert codes == ["approval_used"] * 2
+            assert len(await seat.entries("act")) == 1
+
+    run(body())
+
+
+@pytest.mark.parametrize("landed", [False, True])
+def test_cancelled_while_it_is_used_it_is_used_up_only_with_an_intent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, landed: bool
+) -> None:
+    async def body() -> None:
+        async with seated(tmp_path) as seat:
+            one = await asked(seat, A)
+            await answer(seat, one.approval, True)
+            core, honest = seat.fleet.controller.core, seat.fleet.controller.core.change
+
+            async def cancelled(work: Any) -> Any:
+                if not landed:
+                    raise asyncio.CancelledError
+                await honest(work)
+                task.cancel()
+                await asyncio.sleep(0)
+
+            monkeypatch.setattr(core, "change", cancelled)
+            task = asyncio.create_task(act(seat, one.approval, A), name="test: act")
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            monkeypatch.undo()
+            results = [entry.result for entry in await seat.entries("act.done")]
+            assert (len(await seat.entries("act")), results) == (int(landed), ["interrupted"] * landed)
+            if landed:
+                await refused(seat, "approval_used", one.approval, A)
+            else:
+                assert (await act(seat, one.approval, A)).done[0].ok
+
+    run(body())
+
+
 @pytest.mark.parametrize("kills", [1, 2])
 def test_approvals_outlive_a_killed_controller(tmp_path: Path, kills: int) -> None:
     async def body() -> None:
@@ -448,8 +507,9 @@ def test_a_merge_is_made_by_the_answer_that_allows_it(tmp_path: Path) -> None:
     run(body())
 
 
-def test_a_merge_that_is_cut_off_waits_for_an_answer_again(tmp_path: Path) -> None:
+def test_a_merge_that_is_cut_off_waits_for_an_answer_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body() -> None:
+        monkeypatch.setattr(Worktrees, "_withdraw", lambda *_: None)  # there is no worktree behind this question
         async with running(tmp_path) as fleet:
             view, merging = await fleet.granted("a"), Merging(fleet)
             one = await merging.ask(view.lease)

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from cu_fleet.model.action import Action, parse_actions
 from cu_fleet.model.desktop import NOT_GONE, Desktop, Stage
 from cu_fleet.model.errors import ConflictError, DeniedError, LeaseOverError, LeasePausedError
 from cu_fleet.model.lease import LIVE, Lease, LeaseState
@@ -26,6 +27,13 @@ WAITS = st.sampled_from([None, 0, 50.0])
 RESOURCES = st.sets(st.sampled_from(["r", "s", "t"]), max_size=2)
 
 
+KEYS = st.sampled_from(["a", "b"])
+
+
+def pressed(keys: str) -> list[Action]:
+    return parse_actions([{"type": "key", "keys": keys}])
+
+
 class FleetMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
@@ -35,6 +43,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.fleet = Fleet(home, profile("local", warm=1), profile("browser"), max_desktops=2)
         self.generations: dict[str, int] = {}
         self.over: set[str] = set()
+        self.asked: list[str] = []
         self.known: list[str] = []  # what is drawn never depends on it: timing must not change what is generated
         self.do(self.fleet.start())
 
@@ -129,6 +138,53 @@ class FleetMachine(RuleBasedStateMachine):
         else:
             assert view.state == "active"
 
+    @rule(which=WHICH, keys=KEYS)
+    def ask(self, which: int, keys: str) -> None:
+        """The same question is one approval as long as it is open."""
+        if not (lease := self.active(which)):
+            return
+        who, actions = self.do(self.fleet.controller.caller(self.fleet.lease_token(lease))), pressed(keys)
+        one = self.maybe(self.fleet.controller.ask_approval(who, lease, actions))
+        if one:
+            assert self.do(self.fleet.controller.ask_approval(who, lease, actions)).approval == one.approval
+            if one.approval not in self.asked:
+                self.asked.append(one.approval)
+
+    @rule(which=WHICH, approve=st.booleans())
+    def answer(self, which: int, approve: bool) -> None:
+        if self.asked:
+            name = self.asked[which % len(self.asked)]
+            self.maybe(self.fleet.controller.answer(ANA, name, approve=approve))
+
+    @rule(which=WHICH, keys=KEYS, meanwhile=st.sampled_from(["nothing", "kill", "time", "take"]), others=st.booleans())
+    def act_with_a_yes(self, which: int, keys: str, meanwhile: str, others: bool) -> None:
+        """Only what was agreed to goes, once, and only if nothing came in between."""
+        if not (lease := self.active(which)):
+            return
+        controller, who = self.fleet.controller, self.do(self.fleet.controller.caller(self.fleet.lease_token(lease)))
+        question = self.maybe(controller.ask_approval(who, lease, pressed(keys)))
+        if not question:
+            return
+        if question.state == "waiting":
+            self.do(controller.answer(ANA, question.approval, approve=True))
+        if meanwhile == "kill":
+            self.killed_and_started_again()
+        elif meanwhile == "time":
+            self.time_passes(1000.0)
+        elif meanwhile == "take":
+            self.do(controller.take(ANA, lease))
+            self.do(controller.resume(ANA, lease))
+        sent = pressed(keys) * (2 if others else 1)
+        done = self.maybe(self.fleet.controller.act(who, lease, sent, approval=question.approval))
+        active = self.do(self.fleet.controller.lease(ANA, lease)).state == "active"
+        assert bool(done) == (active and not others and meanwhile in ("nothing", "kill"))
+        assert not self.maybe(self.fleet.controller.act(who, lease, sent, approval=question.approval)), "twice"
+
+    @rule(which=WHICH)
+    def take(self, which: int) -> None:
+        if lease := self.active(which):
+            self.do(self.fleet.controller.take(ANA, lease))
+
     @rule(seconds=st.sampled_from([1.0, 49.0, 400.0, 1000.0]))
     def time_passes(self, seconds: float) -> None:
         self.do(self.fleet.clock.advance(seconds))
@@ -165,6 +221,12 @@ class FleetMachine(RuleBasedStateMachine):
 
     def lease(self, which: int) -> str | None:
         return self.known[which % len(self.known)] if self.known else None
+
+    def active(self, which: int) -> str | None:
+        """One that has a desktop."""
+        views = self.do(self.fleet.controller.leases(ANA))
+        active = [view.lease for view in views if view.state == "active"]
+        return active[which % len(active)] if active else None
 
     @invariant()
     def holds(self) -> None:

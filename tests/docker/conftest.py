@@ -1,6 +1,5 @@
-"""One engine for all tests here, with the image of desktops as it is really built, kept from run to run."""
+"""One engine for all tests here, with the images of desktops as they are really built."""
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,16 +7,17 @@ import pytest
 
 from cu_fleet.backends.docker import images
 from cu_fleet.backends.docker.engine import Engine
+from cu_fleet.backends.docker.recipes import Recipe
 from cu_fleet.testing.dockerd import PrivateDocker, need_engine
+from tests.support import run
 
 
 @pytest.fixture(scope="session")
 def archive(request: pytest.FixtureRequest) -> Path:
-    """The image's file system, built from packages; made anew when its recipe changes."""
+    """The plain image's file system, built from packages; kept from run to run until its recipe changes."""
     assert request.config.cache
     folder = Path(request.config.cache.mkdir("desktop-image"))
-    recipe = [images.IMAGES / "setup", images.IMAGES / "desktop/packages"]
-    wanted = folder / (hashlib.sha256(b"\0".join(path.read_bytes() for path in recipe)).hexdigest()[:16] + ".tar")
+    wanted = folder / f"{Recipe('desktop').digest('')}.tar"
     if not wanted.exists():
         for old in folder.iterdir():
             old.unlink()
@@ -33,3 +33,19 @@ def engine(archive: Path) -> Iterator[PrivateDocker]:
     with PrivateDocker() as one:
         Engine(one.host).now(lambda api: images.load(api, "desktop", archive, print, tag="latest"))
         yield one
+
+
+def _built(engine: PrivateDocker, name: str) -> PrivateDocker:
+    """With this image too: on top of the plain one, and proved, as the command does it."""
+    run(images.build(Engine(engine.host), name, print), timeout=400)
+    return engine
+
+
+@pytest.fixture(scope="session")
+def with_browser(engine: PrivateDocker) -> PrivateDocker:
+    return _built(engine, "browser")
+
+
+@pytest.fixture(scope="session")
+def with_xvfb(engine: PrivateDocker) -> PrivateDocker:
+    return _built(engine, "xvfb")

@@ -17,11 +17,11 @@ from tests.support import run
 
 
 class Fleet:
-    def __init__(self, home: Path, engine: PrivateDocker) -> None:
+    def __init__(self, home: Path, engine: PrivateDocker, host: str | None = None) -> None:
         self.home = home
         self.engine = engine
         self.id = "test" + secrets.token_hex(4)
-        self.backend = DockerBackend(Place(home, self.id), engine.host)
+        self.backend = DockerBackend(Place(home, self.id), host or engine.host)
 
     def spec(self, desktop: str = "dk_1", *, snapshot: str | None = None, **profile: object) -> Spec:
         made = Profile.model_validate({"name": "p", "backend": "docker", **profile})
@@ -81,10 +81,14 @@ async def last(handles: AsyncIterator[Handle]) -> Handle:
 
 
 def in_fleet(
-    engine: PrivateDocker, home: Path, body: Callable[[Fleet], Awaitable[None]], timeout: float = 120.0
+    engine: PrivateDocker,
+    home: Path,
+    body: Callable[[Fleet], Awaitable[None]],
+    timeout: float = 120.0,
+    host: str | None = None,
 ) -> None:
     async def with_fleet() -> None:
-        fleet = Fleet(home, engine)
+        fleet = Fleet(home, engine, host)
         try:
             await body(fleet)
         finally:

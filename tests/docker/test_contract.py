@@ -2,18 +2,20 @@
 
 import pytest
 
-from cu_fleet.backends import door
 from cu_fleet.backends.base import Backend
 from cu_fleet.backends.docker import DockerBackend
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.profile import Profile
+from cu_fleet.testing.backend_base import BackendBase
 from cu_fleet.testing.backend_contract import BackendContract
 from cu_fleet.testing.dockerd import PrivateDocker
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 
-class TestDocker(BackendContract):
+class OnDocker(BackendBase):
+    """On the engine that all tests here share."""
+
     @pytest.fixture(autouse=True)
     def _engine(self, engine: PrivateDocker) -> None:
         self.host = engine.host
@@ -27,5 +29,8 @@ class TestDocker(BackendContract):
     async def boot_of(self, backend: Backend, handle: Handle) -> str:
         """Its init knows; the screen's name is for people."""
         assert isinstance(backend, DockerBackend)
-        desk = backend.desk(handle)
-        return (await door.ping(desk, backend.house.layout.uid(desk.id)))[0]
+        return (await backend.ping(backend.desk(handle)))[0]
+
+
+class TestDocker(OnDocker, BackendContract):
+    pass

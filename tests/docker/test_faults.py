@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cu_fleet.backends import door
+from cu_fleet.backends.docker import house, images
+from cu_fleet.backends.docker.disk import Counting
 from cu_fleet.backends.docker.engine import Engine
 from cu_fleet.model.errors import ConflictError, FleetError, UnavailableError
 from cu_fleet.testing.backend_base import take
@@ -151,6 +154,34 @@ def test_a_snapshot_has_a_bound(engine: PrivateDocker, tmp_path: Path) -> None:
     in_fleet(engine, tmp_path, body)
 
 
+def test_what_a_desktop_wrote_is_counted_however_it_hides_it(engine: PrivateDocker, tmp_path: Path) -> None:
+    async def body(fleet: Fleet) -> None:
+        one, two = await fleet.start("dk_1"), await fleet.start("dk_2")
+        disk = fleet.backend.abilities.disk
+        assert disk
+        assert max(await asyncio.gather(disk.used(one), disk.used(two))) < 4 << 20
+        exec_ = fleet.backend.abilities.exec
+        assert exec_
+        hidden = await exec_.exec(one, ["sh", "-c", "exec 3>~/gone; rm ~/gone; head -c 20M /dev/zero >&3; echo; cat"])
+        async for _ in hidden.output():
+            break
+        wrote = """mkdir -p closed/in && head -c 10M /dev/zero >closed/in/file && chmod 000 closed
+            head -c 5M /dev/zero >/tmp/file; head -c 5M /dev/zero >Shared/file; truncate -s 1T sparse
+            mkdir many; cd many; seq 2000 | xargs touch"""
+        assert (await fleet.sh(one, wrote))[0] == 0
+        used = Counting(fleet.backend.house).used
+        assert 40 << 20 < await used(fleet.backend.desk(one)) < 48 << 20
+        assert await used(fleet.backend.desk(two)) < 4 << 20, "each is told of its own"
+        await hidden.kill()
+        await fleet.backend.stop(two)
+        used = Counting(fleet.backend.house).used
+        assert 20 << 20 < await used(fleet.backend.desk(one)) < 28 << 20, "the nameless file is gone with who had it"
+        with pytest.raises(FleetError):
+            await used(fleet.backend.desk(two))
+
+    in_fleet(engine, tmp_path, body)
+
+
 def test_an_old_snapshot_that_was_cut_off_is_listed_and_can_be_removed(engine: PrivateDocker, tmp_path: Path) -> None:
     async def body(fleet: Fleet) -> None:
         snapshots = fleet.backend.abilities.snapshots
@@ -178,10 +209,9 @@ def test_an_engine_that_is_not_there_is_told(tmp_path: Path) -> None:
         asyncio.run(ask())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def own_engine(archive: Path) -> Iterator[PrivateDocker]:
     """One that a test may kill."""
-    from cu_fleet.backends.docker import images
 
     with PrivateDocker() as one:
         Engine(one.host).now(lambda api: images.load(api, "desktop", archive, print, tag="latest"))
@@ -216,3 +246,139 @@ def test_an_engine_that_dies_and_comes_back_leaves_nothing_behind(own_engine: Pr
         assert await fleet.sh(await fleet.start(), "echo back") == (0, "back\n")
 
     in_fleet(own_engine, tmp_path, body, timeout=240)
+
+
+def test_what_somebody_else_does_to_a_container_is_told_or_mended(
+    engine: PrivateDocker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "_SECONDS", 1.0)
+    monkeypatch.setattr(house, "_SECONDS_TO_END", 1.0)
+
+    async def body(fleet: Fleet) -> None:
+        handle = await fleet.start()
+        await fleet.ask(lambda api: api.pause(fleet.name()))
+        with pytest.raises(UnavailableError, match="frozen"):
+            await door_answers(fleet)
+        freeze = fleet.backend.abilities.freeze
+        assert freeze
+        await freeze.thaw(handle)
+        assert await fleet.sh(handle, "echo on") == (0, "on\n")
+        await fleet.ask(lambda api: api.remove_container(fleet.name(), force=True))
+        assert await fleet.backend.endpoint(handle) is None, "removed by hand"
+        with pytest.raises(UnavailableError):
+            await fleet.sh(handle, "echo on")
+        assert (await fleet.backend.found())[0].what == "files and volume"
+        handle = await fleet.start()
+        assert await fleet.sh(handle, "echo anew") == (0, "anew\n")
+        await fleet.ask(lambda api: api.rename(fleet.name(), "taken"))
+        try:
+            assert await fleet.backend.endpoint(handle) is None
+            with pytest.raises(FleetError):
+                await fleet.start()  # its volumes are in use by what somebody took for their own
+        finally:
+            await fleet.ask(lambda api: api.rename("taken", fleet.name()))
+
+    in_fleet(engine, tmp_path, body)
+
+
+async def door_answers(fleet: Fleet) -> None:
+    await fleet.backend.ping(fleet.backend.desk({"desktop": "dk_1"}))
+
+
+def test_a_foreign_network_of_our_name_is_left_alone(engine: PrivateDocker, tmp_path: Path) -> None:
+    async def body(fleet: Fleet) -> None:
+        made = await fleet.ask(lambda api: api.create_network(fleet.name(), labels={"owner": "somebody else"}))
+        try:
+            with pytest.raises(ConflictError):
+                await fleet.start(network="full", gates="none")
+            await fleet.backend.stop({"desktop": "dk_1"})
+            assert [one["Id"] for one in await fleet.ask(lambda api: api.networks(ids=[made["Id"]]))] == [made["Id"]]
+        finally:
+            await fleet.ask(lambda api: api.remove_network(made["Id"]))
+        handle = await fleet.start(network="full", gates="none")
+        assert await fleet.sh(handle, "echo mine") == (0, "mine\n")
+
+    in_fleet(engine, tmp_path, body)
+
+
+def test_a_refused_limit_is_told(engine: PrivateDocker, tmp_path: Path) -> None:
+    async def body(fleet: Fleet) -> None:
+        with pytest.raises(FleetError, match="memory limit"):
+            await fleet.start(limits={"memory": "1M"})
+        assert await fleet.ask(fleet.left) != [], "what was begun is there until it is stopped"
+        await fleet.backend.stop({"desktop": "dk_1"})
+        assert await fleet.ask(fleet.left) == []
+
+    in_fleet(engine, tmp_path, body)
+
+
+def test_many_snapshots_at_once_keep_up_nobody(engine: PrivateDocker, tmp_path: Path) -> None:
+    async def body(fleet: Fleet) -> None:
+        snapshots = fleet.backend.abilities.snapshots
+        assert snapshots
+        handles = await asyncio.gather(*(fleet.start(f"dk_{n}") for n in range(4)))
+        saves = [asyncio.create_task(snapshots.save(handle, f"sn_{n}")) for n, handle in enumerate(handles)]
+        await until(snapshots.saved)
+        answered = 0
+        while not all(save.done() for save in saves):
+            await fleet.backend.found()
+            answered += 1
+        assert all(save.result().size_bytes for save in saves)
+        assert answered > 4, "the engine was asked meanwhile, and answered"
+        assert sorted(await snapshots.saved()) == [f"sn_{n}" for n in range(4)]
+        assert await fleet.sh(handles[0], "echo thawed") == (0, "thawed\n")
+
+    in_fleet(engine, tmp_path, body)
+
+
+def test_an_engine_killed_in_mid_save_and_mid_restore_offers_nothing_half(
+    own_engine: PrivateDocker, tmp_path: Path
+) -> None:
+    async def body(fleet: Fleet) -> None:
+        snapshots = fleet.backend.abilities.snapshots
+        assert snapshots
+        handle = await fleet.start()
+        await fleet.sh(handle, "head -c 30M /dev/urandom >big; echo whole >mine")
+        saving = asyncio.create_task(snapshots.save(handle, "sn_1"), name="save")
+        await until(snapshots.saved)
+        await asyncio.to_thread(own_engine.kill)
+        with pytest.raises(FleetError):
+            await saving
+        await asyncio.to_thread(own_engine.start)
+        for left in await snapshots.saved():
+            assert left == "sn_1"
+            with pytest.raises(FleetError):
+                await last(fleet.backend.start(fleet.spec("dk_2", snapshot="sn_1")))
+            await fleet.backend.stop({"desktop": "dk_2"})
+            await snapshots.delete("sn_1")
+        assert await snapshots.saved() == []
+        handle = await fleet.start()
+        await fleet.sh(handle, "head -c 30M /dev/urandom >big; echo whole >mine")
+        await snapshots.save(handle, "sn_1")
+        restoring = asyncio.create_task(last(snapshots.restore(handle, fleet.spec(snapshot="sn_1"))), name="restore")
+        await until((fleet.home / "docker/dk_1/init/state.tar").exists)
+        await asyncio.to_thread(own_engine.kill)
+        with pytest.raises(FleetError):
+            await restoring
+        await asyncio.to_thread(own_engine.start)
+        handle = await last(snapshots.restore(handle, fleet.spec(snapshot="sn_1")))
+        assert await fleet.sh(handle, "cat mine") == (0, "whole\n")
+
+    in_fleet(own_engine, tmp_path, body, timeout=240)
+
+
+def test_a_full_disk_is_told_and_takes_nobody_else_along(archive: Path, tmp_path: Path) -> None:
+    async def body(fleet: Fleet) -> None:
+        one = await fleet.start("dk_1")
+        assert "No space" in (await fleet.sh(one, "head -c 900M /dev/zero >big"))[1]
+        snapshots = fleet.backend.abilities.snapshots
+        assert snapshots
+        with pytest.raises(UnavailableError, match="disk is full"):
+            await snapshots.save(one, "sn_1")
+        assert await snapshots.saved() == []
+        assert await fleet.sh(one, "rm big; echo room") == (0, "room\n")
+        await fleet.start("dk_2")
+
+    with PrivateDocker(room="1G") as engine:
+        Engine(engine.host).now(lambda api: images.load(api, "desktop", archive, print, tag="latest"))
+        in_fleet(engine, tmp_path, body)

@@ -61,6 +61,26 @@ def test_a_step_that_fails_is_told(api: Engine) -> None:
         run(images.build(api, "desktop", lambda line: None, base="cu-fleet-test/none"), timeout=300)
 
 
+def test_an_image_is_built_again_only_if_something_has_changed(with_xvfb: PrivateDocker, api: Engine) -> None:
+    def listed() -> dict[str, bool]:
+        return {one.name: one.current for one in api.now(images.listing)}
+
+    said: list[str] = []
+    before = api.now(lambda api: image_of(api, "cu-fleet/xvfb"))
+    assert before
+    assert run(images.build(api, "xvfb", said.append)).id == before["Id"]
+    assert said == [f"cu-fleet/{name} is there, and its recipe has not changed" for name in ("desktop", "xvfb")]
+    assert before["Config"]["User"] == "1000:1000"
+    assert not before["Config"].get("Volumes"), "what it was made with is no part of it"
+    lower = api.now(lambda api: image_of(api, "cu-fleet/desktop"))
+    assert lower
+    assert before["RootFS"]["Layers"][:-1] == lower["RootFS"]["Layers"], "it shares all of the plain one's space"
+    assert listed()["cu-fleet/xvfb"]
+    made = api.now(lambda api: api.create_container("cu-fleet/desktop", ["true"])["Id"])
+    api.now(lambda api: (api.commit(made, "cu-fleet/desktop", tag="latest"), api.remove_container(made)))
+    assert not listed()["cu-fleet/xvfb"], "what it rests on is another now"
+
+
 def test_the_command_line_lists_them(engine: PrivateDocker) -> None:
     def ask(host: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "DOCKER_HOST": host}
@@ -69,7 +89,8 @@ def test_the_command_line_lists_them(engine: PrivateDocker) -> None:
 
     listed = json.loads(ask(engine.host).stdout)["images"]
     assert [one["name"] for one in listed] == [f"cu-fleet/{name}" for name in images.names()]
-    assert listed[0]["size_bytes"] > 100 << 20
+    sizes = {one["name"]: one["size_bytes"] for one in listed}
+    assert sizes["cu-fleet/desktop"] > 100 << 20
     refused = ask("unix:///nowhere")
     assert refused.returncode == 1
     assert "does not answer" in refused.stderr

@@ -1,17 +1,20 @@
 """Leases on desktops in containers, with the real command line and a real controller: what happens to them is told."""
 
+import asyncio
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from docker import APIClient
 
+from cu_fleet import Fleet
 from cu_fleet.backends.docker import images
 from cu_fleet.backends.docker.engine import Engine
 from cu_fleet.testing.dockerd import PrivateDocker
-from tests.acceptance.home import Home, home
+from tests.acceptance.home import Home, home, serving
 from tests.support import run, until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -24,6 +27,7 @@ gates: none
 launch:
   terminal: {command: [xterm, -fa, "DejaVu Sans Mono", -fs, "10"]}
 """
+_CHANCE, _EACH = 8, 14  # how many descriptors and threads vary by themselves, and how many a desktop has
 QUIET = "backend: local\ngates: none\nwarm: 0\n"
 
 
@@ -174,3 +178,63 @@ def signs(house: Home, sign: str) -> set[Path]:
 
 def settled(house: Home) -> bool:
     return all(one["stage"] in ("ready", "held") for one in house.cli("desktop", "list")["desktops"])
+
+
+def test_many_leases_in_a_row_leave_the_engine_and_the_controller_as_they_were(
+    house: Home, engine: PrivateDocker
+) -> None:
+    """Forty here; two hundred were taken by hand with the same result."""
+    house.write_profile("small", f"{SMALL}warm: 2\n")
+    controller = house.up()
+
+    def held() -> dict[str, int]:
+        images, networks = Engine(engine.host).now(lambda api: (api.images(), api.networks()))
+        return {
+            "engine": len(list(Path(f"/proc/{engine.pid}/fd").iterdir())),
+            "controller": len(list(Path(f"/proc/{controller.pid}/fd").iterdir())),
+            "threads": len(list(Path(f"/proc/{controller.pid}/task").iterdir())),
+            "desktops": len(containers(engine)),
+            "images": len(images),
+            "networks": len(networks),
+        }
+
+    async def body() -> None:
+        await serving(house)
+        async with house.client() as fleet:
+
+            async def some(count: int) -> set[tuple[str | None, int | None]]:
+                seen = set()
+                for _ in range(count):
+                    desktop = await fleet.acquire(agent="a", profile="small", wait=60)
+                    seen.add((desktop.lease.desktop, desktop.lease.generation))
+                    await desktop.click(10, 10)
+                    await fleet.release(desktop.id)
+                await until(partial(_at_rest, fleet), timeout=60)
+                return seen
+
+            grown: dict[str, tuple[int, int]] = {}
+            await some(8)
+            before = await asyncio.to_thread(held)
+            assert len(await some(32)) == 32, "no desktop is handed out twice under one generation"
+
+            async def as_before() -> bool:
+                now = await asyncio.to_thread(held)
+                more = _CHANCE + _EACH * max(0, now["desktops"] - before["desktops"])
+                grown.update({what: (before[what], now[what]) for what in before})
+                kept = all(now[what] == before[what] for what in ("images", "networks"))
+                return kept and all(now[what] <= before[what] + more for what in ("engine", "controller", "threads"))
+
+            try:
+                await until(as_before, timeout=30, every=0.5)
+            except AssertionError:
+                pytest.fail(f"of what there was and is: {grown}")
+            there = await asyncio.to_thread(left, engine)
+            assert len(there) == 3 * len(await fleet.desktops()), "of each one container and two volumes"
+
+    run(body(), timeout=200)
+    house.run("down")
+    controller.wait(30)
+
+
+async def _at_rest(fleet: Fleet) -> bool:
+    return all(one.stage == "ready" for one in await fleet.desktops())

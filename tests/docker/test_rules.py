@@ -1,19 +1,22 @@
 """What holds without any engine: names and signatures, options, the filter, the clean state, the recipes."""
 
+import hashlib
 import io
 import json
-import re
+import socket
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from cu_fleet.backends.base import Place
-from cu_fleet.backends.docker import DockerBackend, begin, images, seccomp
+from cu_fleet.backends.docker import DockerBackend, begin, images, seccomp, ssh
+from cu_fleet.backends.docker.engine import Engine
 from cu_fleet.backends.docker.layout import Layout
 from cu_fleet.backends.docker.options import options
 from cu_fleet.backends.inside import HOME_BEGINS
-from cu_fleet.model.errors import InvalidError, NotFoundError
+from cu_fleet.guest import tunnel
+from cu_fleet.model.errors import InvalidError, NotFoundError, UnavailableError
 from cu_fleet.model.profile import Profile, read_profile
 from tests.support import run
 
@@ -59,14 +62,53 @@ def test_who_never_used_an_engine_needs_none(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_an_engine_on_another_machine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def body() -> None:
-        [check] = await DockerBackend(Place(tmp_path, "f1")).check()
-        assert not check.ok
-        assert "ssh://far is on another machine" in check.detail
+def test_an_address_can_make_ssh_do_nothing_else(tmp_path: Path) -> None:
+    for host in ("ssh://-oProxyCommand=x", "ssh://-lroot@far", "ssh:///run/docker.sock"):
+        with pytest.raises(InvalidError, match="names no host"):
+            ssh.command(host, tmp_path)
+    words = ssh.command("ssh://me@far:2222/run/user/7/docker.sock", tmp_path / "sock")
+    assert words[-5:] == ["-p2222", "-l", "me", "--", "far"]
+    assert f"{tmp_path}/sock:/run/user/7/docker.sock" in words
+    assert not any("HostKey" in word for word in words), "how the host is known is its user's own matter"
 
-    monkeypatch.setenv("DOCKER_HOST", "ssh://far")
-    run(body())
+
+def test_the_engine_is_what_the_variables_or_the_context_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    assert Engine().host == "unix:///var/run/docker.sock"
+    meta = tmp_path / "contexts/meta" / hashlib.sha256(b"far").hexdigest()
+    meta.mkdir(parents=True)
+    said = {"Name": "far", "Metadata": {}, "Endpoints": {"docker": {"Host": "ssh://me@far", "SkipTLSVerify": False}}}
+    (meta / "meta.json").write_text(json.dumps(said))
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setenv("DOCKER_CONTEXT", "far")
+    assert Engine().host == "ssh://me@far"
+    monkeypatch.setenv("DOCKER_CONTEXT", "none")
+    with pytest.raises(UnavailableError, match="no Docker context 'none'"):
+        run(Engine().do(lambda api: api.info()))
+    monkeypatch.setenv("DOCKER_HOST", "tcp://far:2375")
+    assert Engine().host == "tcp://far:2375", "the variable wins"
+    assert Engine("unix:///mine").host == "unix:///mine"
+
+
+def test_a_tunnel_keeps_to_its_bounds_and_takes_no_nonsense() -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        mux = tunnel.Mux()
+        mux.join(1, tunnel.Stream(sink=theirs.detach()))
+
+        def data(size: int, kind: int = tunnel.DATA) -> bytes:
+            return kind.to_bytes(1, "big") + (1).to_bytes(4, "big") + size.to_bytes(4, "big") + bytes(size)
+
+        for wrong in (data(0, 9), data(tunnel.CHUNK + 1), data(0, tunnel.OPEN)):
+            with pytest.raises(tunnel.NonsenseError):
+                tunnel.Mux.feed(mux, wrong)
+            mux._in.clear()  # noqa: SLF001
+        with pytest.raises(tunnel.NonsenseError, match="more came"):
+            mux.feed(b"".join([data(tunnel.CHUNK)] * 100))  # and nobody reads
+        assert len(mux.streams[1].waiting) <= tunnel.WINDOW
+        mux.shut()
 
 
 def test_an_unknown_option_is_refused_by_name() -> None:
@@ -112,18 +154,6 @@ def test_a_clean_state_is_the_same_each_time_and_the_profiles_files_win(tmp_path
     assert last["home/agent/.bashrc"] == b"mine"
     assert last["home/agent/.config/more"] == b"more"
     assert {f"home/agent/{path}" for path in HOME_BEGINS} <= set(last)
-
-
-@pytest.mark.parametrize("name", images.names())
-def test_a_recipe_has_one_list_of_packages_for_both_ways(name: str) -> None:
-    packages = images.packages(name)
-    assert len(packages) == len(set(packages))
-    assert all(re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", package) for package in packages)
-    assert {"tigervnc-standalone-server", "openbox", "dbus", "xclip", "python3-xlib"} <= set(packages)
-    recipe = (images.IMAGES / name / "Dockerfile").read_text("utf-8")
-    assert f"COPY setup {name}/packages" in recipe
-    assert not any(package in recipe for package in packages), "the list has them"
-    assert "FROM ${BASE}\n" in recipe
 
 
 def test_an_unknown_image_is_refused_with_those_there_are() -> None:

@@ -3,6 +3,7 @@
 Codex comes from the npm registry, once, into the Python environment that the tests run in.
 """
 
+import base64
 import json
 import os
 import shutil
@@ -42,12 +43,18 @@ def own(tool: str, **given: Any) -> Callable[[list[str]], Call]:
     return lambda _: (OWN, tool, given)
 
 
+def shell(command: str) -> Callable[[list[str]], Call]:
+    """Codex's own tool, on the machine it runs on."""
+    return lambda _: ("", "exec_command", {"cmd": command, "login": False})
+
+
 @dataclass
 class Thread:
     """One thread of one Codex, as its model sees it."""
 
     tools: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)  # texts of the tools' answers, with `[image]` for each picture
+    pictures: list[bytes] = field(default_factory=list)  # all that it was shown
 
 
 class Model:
@@ -94,7 +101,9 @@ class Model:
     def answer(self, name: str, asked: dict[str, Any]) -> str:
         thread = self.threads.setdefault(name, Thread())
         thread.tools = [x["name"] for t in asked["tools"] if t.get("name") in (DESKTOP, OWN) for x in t["tools"]]
-        thread.answers = [_text(x["output"]) for x in asked["input"] if x.get("type") == "function_call_output"]
+        outputs = [x["output"] for x in asked["input"] if x.get("type") == "function_call_output"]
+        thread.answers = [_text(output) for output in outputs]
+        thread.pictures = [picture for output in outputs for picture in _pictures(output)]
         number, script = len(thread.answers), self.scripts[name]
         item: dict[str, Any] = {"type": "message", "role": "assistant", "id": "m", "content": _SAID}
         if number < len(script):
@@ -103,7 +112,11 @@ class Model:
             except Exception as e:  # noqa: BLE001 - told by the test, which waits for all of them
                 self.errors.append(f"{name}: {e!r}")
             else:
-                called = {"namespace": namespace, "name": tool, "arguments": json.dumps(given)}
+                called = {
+                    "name": tool,
+                    "arguments": json.dumps(given),
+                    **({"namespace": namespace} if namespace else {}),
+                }
                 item = {"type": "function_call", "id": f"f{number}", "call_id": f"c{number}", **called}
         done = {"id": "r", "usage": {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2, **_DETAILS}}
         events = [
@@ -122,6 +135,11 @@ def _text(output: Any) -> str:
     if isinstance(output, str):
         return output
     return "\n".join("[image]" if part["type"] == "input_image" else part["text"] for part in output)
+
+
+def _pictures(output: Any) -> list[bytes]:
+    parts = [] if isinstance(output, str) else output
+    return [base64.b64decode(x["image_url"].partition(",")[2]) for x in parts if x["type"] == "input_image"]
 
 
 @dataclass
@@ -149,7 +167,8 @@ class Codex:
         (place / ".codex").mkdir(parents=True)
         (place / ".codex" / "config.toml").write_text(self._provider(name))
         path = f"{Path(installed()).parent}:{os.environ['PATH']}"
-        words = ["exec", "--json", "--skip-git-repo-check", "-C", str(place), f"work on {name}"]
+        words = ["exec", "--json", "--skip-git-repo-check", f"work on {name}"]
+        words[-1:-1] = ["--sandbox", "danger-full-access"] if "--worktree" in own else ["-C", str(place)]
         return self.home.start("codex", "--profile", "small", *own, "--", *words, HOME=str(place), PATH=path)
 
     def _provider(self, name: str) -> str:

@@ -1,17 +1,24 @@
 """Codex sessions, the real ones, pointed at their desktops: they simply work, and none sees another's."""
 
+import asyncio
+import io
 import json
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from cu_fleet.client import Fleet
+from tests.acceptance.eyes import events, inside, sink
 from tests.acceptance.home import Home, home
 from tests.mcp.codex import AGENTS, Codex, codexes, desktop, own
+from tests.support import run, until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
+MARK = "mkdir -p ~/Shared/out; >>~/Shared/out/marks echo"
 SMALL = """
 backend: local
 screen: {width: 640, height: 480}
@@ -38,74 +45,148 @@ def _held(house: Home) -> dict[str, str]:
     return {x["agent"]: x["state"] for x in house.cli("lease", "list", "--all")["leases"]}
 
 
-def test_three_at_once_each_in_its_own_desktop_and_a_fourth_told_who_holds_what(house: Home) -> None:
-    together = threading.Barrier(4, timeout=90)
+class Work:
+    """What three do at the same moment, in step with the test, which looks at their desktops between their calls."""
 
-    def script(name: str) -> Any:
+    NAMES = ("a", "b", "c")
+
+    def __init__(self, house: Home) -> None:
+        self.house = house
+        self.step = threading.Barrier(len(self.NAMES) + 1, timeout=90)
+        self.typed = {name: f"{name * 3}{number}" for number, name in enumerate(self.NAMES)}
+
+    def script(self, name: str) -> Any:
         def met(tool: str, **given: Any) -> Any:
             def call(_: list[str]) -> Any:
-                together.wait()
+                self.step.wait()  # each has done what it did before
+                self.step.wait()  # and the test has seen to it
                 return desktop(tool, **given)([])
 
             return call
 
-        typed = [
+        shown = [
             {"type": "click", "x": 200, "y": 150},
-            {"type": "type", "text": f"mkdir -p ~/Shared/out; echo {name} >> ~/Shared/out/marks\n"},
+            {"type": "type", "text": f"echo {self.typed[name]}; {MARK} {name}\n"},
         ]
+        secret = [{"type": "click", "x": 300, "y": 200}, {"type": "type", "text": self.typed[name]}]
         return [
-            desktop("wait", until="stable", seconds=20),
-            desktop("click", x=200, y=150),
-            met("act", actions=typed),
-            met("wait", seconds=1),  # the fourth asks between these
+            desktop("screenshot"),
+            met("act", actions=shown),
+            met("act", actions=secret, picture=False),
+            met("wait", until="stable", seconds=20),
             met("file_get", path="out/marks"),
         ]
 
-    def fourth(number: int) -> Any:
-        def call(_: list[str]) -> Any:
-            together.wait()
-            return desktop("screenshot" if number == 1 else "lease_status")([])
+    async def seen(self, codex: Codex) -> None:
+        async with self.house.client() as fleet:
+            leases = {x.agent.removeprefix("codex-"): x.lease for x in await fleet.leases() if x.state == "active"}
+            assert set(leases) == set(self.NAMES)
+            for lease in leases.values():
+                await until(lambda lease=lease: self._terminal(fleet, lease))
+            await self._in_step()
+            await self._in_step()
+            for lease in leases.values():
+                await sink(fleet, lease)  # over the whole screen, with the keyboard
+            await self._in_step()
+            await self._in_step()
+            for name, lease in leases.items():
+                keys = [chr(int(x.split()[1])) for x in await events(fleet, lease, 7) if x.startswith("key ")]
+                assert "".join(keys) == self.typed[name], "it typed where it should not, or another typed here"
+                assert [x for x in await events(fleet, lease, 8) if x.startswith("button ")] == ["button 1"]
+                await inside(fleet, lease, "pkill -f -- /home/agent/[e]vents; true")
+            await self._in_step()
+            await self._in_step()
+            theirs = {name: _pixels(codex.model.threads[name].pictures[-1]) for name in self.NAMES}
+            for name, lease in leases.items():
+                picture = await (await fleet.open(lease)).screenshot()
+                assert _pixels(picture.frame.data) == theirs[name], "what it was shown is what its desktop shows"
+            assert len(set(theirs.values())) == len(self.NAMES), "each shows what its own agent has typed"
+            await self._in_step()
 
-        return call
+    async def _terminal(self, fleet: Fleet, lease: str) -> bool:
+        at = await fleet.open(lease)
+        return any(window["class"] == "XTerm" for window in await at.windows()) and await at.wait_stable() is None
 
+    async def _in_step(self) -> None:
+        await asyncio.to_thread(self.step.wait)
+
+
+def _pixels(picture: bytes) -> tuple[tuple[int, int], bytes]:
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    return image.size, image.tobytes()
+
+
+def test_three_at_once_each_in_its_own_desktop_and_a_fourth_told_who_holds_what(house: Home) -> None:
+    work = Work(house)
     with codexes(house) as codex:
-        codex.model.scripts = {name: script(name) for name in ("a", "b", "c")}
-        codex.model.scripts["d"] = [fourth(0), fourth(1), fourth(2)]
-        running = {name: codex.start(name, agent=f"codex-{name}") for name in ("a", "b", "c", "d")}
+        codex.model.scripts = {name: work.script(name) for name in work.NAMES}
+        codex.model.scripts["d"] = [desktop("screenshot"), desktop("lease_status")]
+        running = {name: codex.start(name, agent=f"codex-{name}") for name in work.NAMES}
+        work.step.wait()
+        _ended(codex, d=codex.start("d", agent="codex-d"))
+        waiting = codex.model.threads["d"].answers
+        run(work.seen(codex), timeout=90)
         _ended(codex, **running)
-        for name in ("a", "b", "c"):
+        for name in work.NAMES:
             answers = codex.model.threads[name].answers
-            assert "[image]" in answers[0], "the picture did not reach the model"
-            assert "Done." in answers[1]
-            assert "[image]" in answers[2]
-            assert answers[4].strip().endswith(name), answers[4]
-            assert not set(answers[4].split()) & ({"a", "b", "c"} - {name}), "it saw another's desktop"
-        waiting = codex.model.threads["d"].answers[1]
-        assert "number 1 in line" in waiting
-        assert any(f"agent codex-{name}" in waiting for name in ("a", "b", "c"))
-        assert "keep your place" in waiting
+            assert "[image]" in answers[1], "the picture did not reach the model"
+            assert answers[2].endswith("2 actions done.")
+            assert answers[4].rpartition("Output:")[2].split() == [name], "it sees its own files and no others"
+    assert "number 1 in line" in waiting[0]
+    assert any(f"agent codex-{name}" in waiting[0] for name in work.NAMES)
+    assert "keep your place" in waiting[0]
+    assert "number 1 in line" in waiting[1]
     held = _held(house)
-    assert {held[f"codex-{name}"] for name in ("a", "b", "c")} == {"released"}
-    assert held["codex-d"] in ("cancelled", "released")
+    assert {held[f"codex-{name}"] for name in work.NAMES} == {"released"}
+    assert held["codex-d"] == "cancelled"
 
 
-def test_one_revoked_in_mid_work_hears_why_and_is_not_given_another(house: Home) -> None:
-    def revoke(_: list[str]) -> Any:
-        (lease,) = house.cli("lease", "list")["leases"]
-        house.cli("lease", "revoke", lease["lease"], "--reason", "wrong account")
-        return desktop("click", x=5, y=5)([])
+def test_one_revoked_in_mid_work_hears_why_and_its_desktop_is_rolled_back(house: Home) -> None:
+    planted = [{"type": "click", "x": 200, "y": 150}, {"type": "type", "text": "touch ~/planted\n"}]
+    told: dict[str, Any] = {}
+
+    async def revoke() -> None:
+        async with house.client() as fleet:
+
+            async def at_work() -> Any:
+                held = [x for x in await fleet.leases() if x.state == "active"]
+                there = held and (await fleet.run(held[0].lease, ["test", "-e", "planted"])).exit_code == 0
+                return held[0] if there else None
+
+            lease = await until(at_work, timeout=90)
+            told.update(desktop=lease.desktop, generation=lease.generation)
+            await fleet.revoke(lease.lease, reason="wrong account")
 
     with codexes(house) as codex:
-        codex.model.scripts["a"] = [desktop("screenshot"), revoke, desktop("screenshot")]
-        _ended(codex, a=codex.start("a", agent="codex-a"))
+        held_down = {"type": "hold_key", "keys": "shift", "seconds": 30}
+        codex.model.scripts["a"] = [
+            desktop("wait", until="stable", seconds=20),
+            desktop("act", actions=[*planted, held_down]),
+            desktop("screenshot"),
+            desktop("click", x=5, y=5),
+        ]
+        running = codex.start("a", agent="codex-a")
+        run(revoke(), timeout=100)
+        _ended(codex, a=running)
         answers = codex.model.threads["a"].answers
     assert "[image]" in answers[0]
-    for told in answers[1:]:
-        assert "revoked by" in told
-        assert "wrong account" in told
-        assert "[image]" not in told
+    for said in answers[1:]:
+        assert "revoked by" in said, said
+        assert "wrong account" in said
+        assert "[image]" not in said
     assert _held(house) == {"codex-a": "revoked"}
-    assert {x["stage"] for x in house.cli("desktop", "list")["desktops"]} <= {"ready", "cleaning", "stopping"}
+    run(_rolled_back(house, **told), timeout=60)
+
+
+async def _rolled_back(house: Home, desktop: str, generation: int) -> None:
+    async with house.client() as fleet:
+
+        async def clean() -> bool:
+            view = await fleet.desktop(desktop)
+            return view.stage == "ready" and view.generation > generation
+
+        await until(clean, timeout=40)
+        assert (await fleet.run(desktop, ["test", "-e", "planted"])).exit_code == 1
 
 
 def test_over_http_a_dead_token_is_told_why_and_is_no_failed_login(house: Home) -> None:

@@ -23,7 +23,7 @@ from tests.support import run, until
 BOTH = pytest.mark.parametrize("mode", [OLD, NEW])
 LOOKING = {"screenshot", "zoom", "wait", "clipboard_get", "windows", "ui", "file_get", "lease_status"}
 ACTING = {"click", "double_click", "drag", "move", "scroll", "key", "type", "act"}
-INTERFACE = LOOKING | ACTING | {"clipboard_set", "launch", "file_put", "release"}
+INTERFACE = LOOKING | ACTING | {"clipboard_set", "launch", "file_put", "approval_wait", "release"}
 
 
 async def _leased(door: Door, agent: str = "a") -> tuple[str, str]:
@@ -654,3 +654,26 @@ def test_a_fault_of_ours_is_an_answer_and_in_the_log(
 
     run(body())
     assert [x.message for x in caplog.records if x.exc_info] == ["windows failed"] * 3
+
+
+def test_what_a_desktop_tells_is_bounded_and_whatever_it_tells_can_be_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program names its windows as it likes."""
+    titles = ["half a \ud800 character", *("x" * 10_000 for _ in range(200))]
+
+    async def windows(*_: object, **__: object) -> list[dict[str, object]]:
+        return [{"id": number, "title": title} for number, title in enumerate(titles)]
+
+    async def body() -> None:
+        async with house(tmp_path) as door:
+            _, token = await _leased(door)
+            monkeypatch.setattr(door.fleet.controller, "windows", windows)
+            for mode in (OLD, NEW):
+                async with client(door, token, mode) as session:
+                    told = text(await session.call_tool("windows", {}))
+                    assert "half a ? character" in told
+                    assert len(told) < 201_000
+                    assert "more characters" in told[-60:]
+
+    run(body())

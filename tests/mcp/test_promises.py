@@ -9,6 +9,6 @@ README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 
 
 def test_the_readme_names_every_tool_and_no_other() -> None:
-    (listed,) = re.findall(r"\nThe tools: (.*?)\. What the profile", README, re.DOTALL)
+    (listed,) = re.findall(r"\nThe tools: (.*?)\.\s+What\s+the\s+profile", README, re.DOTALL)
     named = re.sub(r"\(.*?\)", "", listed, flags=re.DOTALL)  # explanations name tools too
     assert re.findall(r"`(\w+)`", named) == sorted(TOOLS, key=re.findall(r"`(\w+)`", named).index)

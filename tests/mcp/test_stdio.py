@@ -113,6 +113,25 @@ def test_every_end_gives_the_desktop_back(tmp_path: Path) -> None:
     run(body(), timeout=60)
 
 
+def test_killed_outright_its_desktop_is_free_within_a_minute(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with house(tmp_path) as door, server(tmp_path, "killed") as one:
+            await one.click()
+            one.process.kill()
+            await one.process.wait()
+            await door.fleet.clock.advance(50)
+            assert await _states(door) == {"killed": "active"}, "a lease does not end with a connection"
+            await door.fleet.clock.advance(11)
+
+            async def over() -> bool:
+                return await _states(door) == {"killed": "expired"}
+
+            await until(over)
+            await door.fleet.settled()
+
+    run(body(), timeout=60)
+
+
 def test_rubbish_is_answered_and_does_not_end_it(tmp_path: Path) -> None:
     async def body() -> None:
         async with house(tmp_path), server(tmp_path, "a") as one:

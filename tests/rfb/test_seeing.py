@@ -49,6 +49,8 @@ class Leased(Easels):
 
 class TestLocalDesktop(SeeingContract):
     looks = 64
+    profile: ClassVar[str] = "local"
+    rest: ClassVar[str] = REST
     home: ClassVar[Home]
 
     @pytest.fixture(scope="class", autouse=True)
@@ -60,9 +62,9 @@ class TestLocalDesktop(SeeingContract):
 
     @asynccontextmanager
     async def sight(self) -> AsyncIterator[Leased]:
-        async with self.home.client() as fleet, fleet.lease(agent="seer", profile="local") as desktop:
+        async with self.home.client() as fleet, fleet.lease(agent="seer", profile=self.profile) as desktop:
             await desktop.move(5, 5)
-            words = [PYTHON, "-I", "-c", _EASEL, "1", REST]
+            words = [PYTHON, "-I", "-c", _EASEL, "1", self.rest]
             async with fleet.exec(desktop.lease.desktop or "", words) as command:
                 said = Said()
                 async with listening(said, _lines(command)):

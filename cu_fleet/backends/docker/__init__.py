@@ -2,5 +2,6 @@
 
 from cu_fleet.backends.docker.backend import DockerBackend
 from cu_fleet.backends.docker.engine import Engine
+from cu_fleet.backends.docker.foreign import DockerVncBackend
 
-__all__ = ["DockerBackend", "Engine"]
+__all__ = ["DockerBackend", "DockerVncBackend", "Engine"]

@@ -1,7 +1,8 @@
-"""The Docker backend: four verbs, and every ability there is, for an engine on this machine.
+"""The Docker backend: four verbs, and every ability there is.
 
 What a desktop is like inside, and its doors, are those of every other desktop; they lie in folders that the container
-and we both see. So commands and the screen cost nothing of the engine's time.
+and we both see. So commands and the screen cost nothing of the engine's time. Where the engine does not see our files,
+whatever its address, a desktop's doors are reached over a tunnel, and the rest is the same; see `tunnel` and `far`.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 
 from cu_fleet.backends import door
 from cu_fleet.backends.base import (
@@ -21,13 +23,19 @@ from cu_fleet.backends.base import (
     Process,
     Saved,
     Spec,
-    Usage,
 )
-from cu_fleet.backends.docker import begin, checks
-from cu_fleet.backends.docker.house import House
+from cu_fleet.backends.docker import begin, checks, tunnel
+from cu_fleet.backends.docker.abilities import Ability, Freeze, Logs, Meter, Network, found_at, said_to_the_engine
+from cu_fleet.backends.docker.disk import Counting
+from cu_fleet.backends.docker.far import FarSlot
+from cu_fleet.backends.docker.house import House, is_polled
 from cu_fleet.backends.docker.layout import Desk
 from cu_fleet.backends.docker.snapshots import Snapshots
+from cu_fleet.backends.docker.tunnel import Tunnels
+from cu_fleet.backends.inside import X11VNC_WITHIN
+from cu_fleet.backends.lending import SlotLending
 from cu_fleet.backends.slot import Slot, SlotFiles
+from cu_fleet.guest.tunnel import STATUS
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import BrokenError, FleetError, UnavailableError
 from cu_fleet.model.profile import Profile
@@ -43,35 +51,65 @@ class DockerBackend:
         """`host` is the engine to use; without it, what `DOCKER_HOST` or the current Docker context names."""
         self.house = House(place, host)
         self.snapshots = Snapshots(self.house)
+        self.counting = Counting(self.house)
+        self.tunnels = Tunnels(self.house.engine, self._explain)
         self.abilities = Abilities(
             snapshots=_Snapshots(self),
             exec=_Exec(self),
-            freeze=_Freeze(self),
+            freeze=Freeze(self),
             files=SlotFiles(self._slot),
-            network=_Network(),
-            logs=_Logs(self),
-            meter=_Meter(self),
+            lending=SlotLending(self._slot),
+            network=Network(),
+            logs=Logs(self),
+            meter=Meter(self),
+            disk=_Disk(self),
         )
 
     def desk(self, handle: Handle) -> Desk:
         return self.house.layout.desk(str(handle["desktop"]))
 
-    def _slot(self, handle: Handle) -> Slot:
+    def _slot(self, handle: Handle) -> Slot | FarSlot:
         desk = self.desk(handle)
+        if desk.far:
+            return FarSlot(desk, partial(self.run, desk))
         return Slot(desk.slot, self.house.layout.uid(desk.id))
+
+    async def via(self, desk: Desk) -> door.Via | None:
+        """The way to the desktop's doors, if they are not here."""
+        return (await self.tunnels.of(desk)).connect if desk.far else None
+
+    async def run(
+        self, desk: Desk, argv: Sequence[str], env: Mapping[str, str] | None = None, cwd: str | None = None
+    ) -> Process:
+        via = await self.via(desk)
+        uid = os.geteuid() if via else self.house.layout.uid(desk.id)
+        return await door.run(desk, uid, argv, env, cwd, via)
+
+    async def ping(self, desk: Desk) -> tuple[str, str]:
+        """The nonce of the start that is running, and the size of its screen."""
+        return await door.ping(desk, self.house.layout.uid(desk.id), await self.via(desk))
+
+    async def log(self, desk: Desk) -> str:
+        if not desk.far:
+            return await asyncio.to_thread(door.read_log, desk)
+        return await said_to_the_engine(self.house, desk)
 
     async def start(self, spec: Spec) -> AsyncIterator[Handle]:
         desk, house, do = self.house.layout.desk(spec.desktop), self.house, self.house.engine.do
         yield {"desktop": desk.id}
         uid = await do(lambda api: house.clear(api, desk, spec))
+        await self.tunnels.drop(desk)
         await asyncio.to_thread(house.furnish, desk, spec, uid)
-        if spec.snapshot is not None:
-            await do(lambda api: self.snapshots.fetch(api, desk, spec))
+        if spec.snapshot is not None and not desk.far:
+            await do(lambda api: self.snapshots.fetch(api, desk, spec), slow=True)
         container = await do(lambda api: house.create(api, desk, spec, uid))
         handle: Handle = {"desktop": desk.id, "uid": uid, "boot": spec.boot, "container": container}
         yield handle
-        async with _Status(desk) as status:
-            await do(lambda api: api.start(container))
+        if desk.far:
+            await do(lambda api: house.lay_in(api, container, spec, uid))
+            if spec.snapshot is not None:
+                await do(lambda api: self.snapshots.fetch(api, desk, spec, container), slow=True)
+        async with _Status(await self._begin(desk, container)) as status:
             try:
                 async with asyncio.timeout(_SECONDS_TO_START):
                     await self._heard(status, b"screen", desk)
@@ -82,6 +120,19 @@ class DockerBackend:
                 raise await self._failed(desk, f"its screen was not up within {_SECONDS_TO_START:.0f} s") from None
         (desk.init / begin.STATE).unlink(missing_ok=True)
 
+    async def _begin(self, desk: Desk, container: str) -> int:
+        """Start the container; returns a descriptor on which init tells how far it is."""
+        if desk.far:
+            await self.house.engine.do(lambda api: api.start(container))
+            return (await self.tunnels.of(desk)).connect(STATUS).detach()
+        fd = begin.open_status(desk)
+        try:
+            await self.house.engine.do(lambda api: api.start(container))
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
     async def _heard(self, status: "_Status", word: bytes, desk: Desk) -> None:
         if not (await status.line()).startswith(word):
             raise await self._failed(desk, "its screen or window manager did not come up")
@@ -90,7 +141,7 @@ class DockerBackend:
         """What is to be said of a start that failed, with what the container says of itself."""
         with contextlib.suppress(FleetError):
             await self.house.engine.do(lambda api: self.house.running(api, desk))
-        log = (await asyncio.to_thread(door.read_log, desk, 1500)).strip()
+        log = (await self.log(desk)).strip()[-1500:]
         return UnavailableError(
             f"desktop {desk.id} did not start: {why}" + (f"; it said: {log}" if log else ""),
             remedy="see its image: cu-fleet image list",
@@ -99,7 +150,7 @@ class DockerBackend:
         )
 
     async def _prove_screen(self, desk: Desk, spec: Spec) -> None:
-        with self._connect(desk) as sock:
+        with await self._connect(desk) as sock:
             width, height = await door.screen_size(sock)
         screen = spec.profile.screen
         if (width, height) != (screen.width, screen.height):
@@ -115,35 +166,40 @@ class DockerBackend:
             await self.house.engine.do(lambda api: api.wait(desk.name, timeout=_SECONDS_TO_KNOW))
         await self.house.engine.do(lambda api: self.house.running(api, desk))
 
-    def _connect(self, desk: Desk) -> socket.socket:
+    async def _connect(self, desk: Desk) -> socket.socket:
+        if via := await self.via(desk):
+            return via("rfb.sock")
         return door.connect(desk, "rfb.sock", self.house.layout.uid(desk.id))
 
     async def stop(self, handle: Handle) -> None:
         desk = self.desk(handle)
+        await self.tunnels.drop(desk)
         if self.house.layout.used:
             await self.house.engine.do(lambda api: self.house.remove(api, desk))
+        await self.tunnels.drop(desk)  # whoever needed one meanwhile
 
     async def endpoint(self, handle: Handle) -> Endpoint | None:
         desk = self.desk(handle)
         if not desk.dir.exists():
             return None
-        if await self.house.engine.do(lambda api: self.house.running(api, desk)) is None:
+        patience = tunnel.PATIENCE if desk.far else 0.0
+        running = await self.house.engine.do_patiently(lambda api: self.house.running(api, desk), patience)
+        if running is None:
             return None
 
         async def connect() -> socket.socket:
             try:
-                return self._connect(desk)
+                return await self._connect(desk)
             except UnavailableError:
                 await self._explain(desk)
                 raise
 
-        return Endpoint(connect, f"the screen's own socket in {desk.run}")
+        within = X11VNC_WITHIN if is_polled(running) else None
+        where = f"{self.house.engine.host}, {desk.name}" if desk.far else f"the screen's own socket in {desk.run}"
+        return Endpoint(connect, where, within=within)
 
     async def found(self) -> list[Found]:
-        if not self.house.layout.used:
-            return []
-        there = await self.house.engine.do(self.house.found)
-        return [Found(desktop, {"desktop": desktop}, " and ".join(kinds)) for desktop, kinds in there.items()]
+        return await found_at(self.house)
 
     async def check(self, profile: Profile | None = None) -> list[Check]:
         return await checks.all_checks(self.house, profile)
@@ -152,8 +208,8 @@ class DockerBackend:
 class _Status:
     """What init says of its start, line by line, on a pipe that ends when the container does."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._fd = begin.open_status(desk)
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
         self._said = b""
         self._news = asyncio.Event()
         self._over = False
@@ -171,6 +227,8 @@ class _Status:
             data = os.read(self._fd, 4096)
         except BlockingIOError:
             return
+        except OSError:
+            data = b""
         self._said = (self._said + data)[-4096:]
         if not data:
             self._over = True
@@ -186,24 +244,17 @@ class _Status:
         return line
 
 
-class _Ability:
-    def __init__(self, backend: DockerBackend) -> None:
-        self.backend = backend
-        self.house = backend.house
-        self.do = backend.house.engine.do
-
-
-class _Snapshots(_Ability):
+class _Snapshots(Ability[DockerBackend]):
     async def save(self, handle: Handle, snapshot: str) -> Saved:
         desk = self.backend.desk(handle)
-        return await self.do(lambda api: self.backend.snapshots.save(api, desk, snapshot))
+        return await self.do(lambda api: self.backend.snapshots.save(api, desk, snapshot), slow=True)
 
     def restore(self, handle: Handle, spec: Spec) -> AsyncIterator[Handle]:
         """Starting removes what runs, and begins a new container with the state the spec says: exactly what this is."""
         return self.backend.start(spec)
 
     async def delete(self, snapshot: str) -> None:
-        await self.do(lambda api: self.backend.snapshots.delete(api, snapshot))
+        await self.do(lambda api: self.backend.snapshots.delete(api, snapshot), slow=True)
 
     async def saved(self) -> list[str]:
         if not self.house.layout.used:
@@ -211,7 +262,7 @@ class _Snapshots(_Ability):
         return await self.do(self.backend.snapshots.saved)
 
 
-class _Exec(_Ability):
+class _Exec(Ability[DockerBackend]):
     async def exec(
         self,
         handle: Handle,
@@ -220,30 +271,12 @@ class _Exec(_Ability):
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
     ) -> Process:
-        desk = self.backend.desk(handle)
-        return await door.run(desk, self.house.layout.uid(desk.id), argv, env, cwd)
+        return await self.backend.run(self.backend.desk(handle), argv, env, cwd)
 
 
-class _Freeze(_Ability):
-    async def freeze(self, handle: Handle) -> None:
-        desk = self.backend.desk(handle)
-        await self.do(lambda api: self.house.freeze(api, desk))
+class _Disk(Ability[DockerBackend]):
+    async def at_home(self, handle: Handle) -> bool:
+        return not self.backend.desk(handle).far
 
-    async def thaw(self, handle: Handle) -> None:
-        desk = self.backend.desk(handle)
-        await self.do(lambda api: self.house.thaw(api, desk))
-
-
-class _Network:
-    modes = frozenset({"none", "full"})
-
-
-class _Logs(_Ability):
-    async def logs(self, handle: Handle) -> str:
-        return await asyncio.to_thread(door.read_log, self.backend.desk(handle))
-
-
-class _Meter(_Ability):
-    async def usage(self, handle: Handle) -> Usage:
-        desk = self.backend.desk(handle)
-        return await self.do(lambda api: self.house.usage(api, desk))
+    async def used(self, handle: Handle) -> int:
+        return await self.backend.counting.used(self.backend.desk(handle))

@@ -13,28 +13,55 @@ from pathlib import Path
 
 from cu_fleet.backends import inside
 from cu_fleet.backends.base import Spec
-from cu_fleet.backends.docker.layout import Desk, write
+from cu_fleet.backends.docker.layout import FAR, Desk, write
 from cu_fleet.backends.inside import BEGINNING, HOME, HOME_BEGINS
 from cu_fleet.backends.tree import wipe
 from cu_fleet.guest import init as guest
 
 SLOT = "/run/cu-fleet-slot"
 STATE = "state.tar"
+FAR_STATE = "/home/.begin"  # beside the home, in its volume: a folder that the desktop's user can remove
 _STATUS = "status"
 _INIT = inside.INIT.encode()
-SCRIPT = f"""trap 'exit 143' TERM
-( exec 8<>{guest.RUN}/{_STATUS} 9</dev/null </dev/null >>{guest.RUN}/log 2>&1
+_NEAR = f"""state={guest.SETUP}/{STATE} used=
+exec >>{guest.RUN}/log 2>&1
+"""
+# What a far desktop says goes into the engine's log, where it outlives its container's memory.
+_FAR = f"""state={FAR_STATE}/{STATE} used={FAR_STATE}
+mkfifo -m 600 {guest.RUN}/{_STATUS} && : >{guest.RUN}/log || exit
+exec 7<>{guest.RUN}/{_STATUS}
+"""
+_SCRIPT = f"""trap 'exit 143' TERM
+( exec 7>&- 8<>{guest.RUN}/{_STATUS} 9</dev/null </dev/null
 umask 022
 "$@" 8>&- 9>&- & screen=$!
-tar --extract --file={guest.SETUP}/{STATE} --directory=/ --preserve-permissions --delay-directory-restore \
+tar --extract --file=$state --directory=/ --preserve-permissions --delay-directory-restore \
     --no-overwrite-dir --xattrs --xattrs-include='user.*' || exit
-rm -rf {HOME}/Shared && ln -s {SLOT} {HOME}/Shared || exit
+rm -rf {HOME}/Shared $used && ln -s {SLOT} {HOME}/Shared || exit
 exec /usr/bin/python3 -I -S {guest.SETUP}/init.py $screen ) &
 wait $!"""
 
 
+def script(*, far: bool) -> str:
+    return (_FAR if far else _NEAR) + _SCRIPT
+
+
 def prepare(desk: Desk, spec: Spec, uid: int, template: Path | None) -> None:
     """Make the folders that the container sees; the slot is left as it is."""
+    make_run(desk, uid)
+    if not desk.slot.exists():
+        _own(desk.slot, uid)
+    os.mkfifo(desk.run / _STATUS, 0o600)
+    os.chown(desk.run / _STATUS, uid, -1)
+    desk.init.mkdir(mode=0o755)
+    for name, data in (system_files(spec, uid) | own_files(spec)).items():
+        write(desk.init / name, data)
+    if spec.snapshot is None:
+        write(desk.init / STATE, clean_state(template))
+
+
+def make_run(desk: Desk, uid: int) -> None:
+    """Begin with an empty folder for its sockets, and nothing of an earlier start."""
     desk.dir.mkdir(mode=0o711, parents=True, exist_ok=True)
     folder = os.open(desk.dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -43,23 +70,29 @@ def prepare(desk: Desk, spec: Spec, uid: int, template: Path | None) -> None:
     finally:
         os.close(folder)
     _own(desk.run, uid)
-    if not desk.slot.exists():
-        _own(desk.slot, uid)
-    os.mkfifo(desk.run / _STATUS, 0o600)
-    os.chown(desk.run / _STATUS, uid, -1)
-    desk.init.mkdir(mode=0o755)
-    files = {
+
+
+def mark_far(desk: Desk) -> None:
+    desk.dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+    write(desk.dir / FAR, b"")
+
+
+def system_files(spec: Spec, uid: int) -> dict[str, bytes]:
+    """What lies below /etc."""
+    return {
         **{name: text.encode() for name, text in inside.accounts(uid).items()},
         "hosts": f"127.0.0.1\tlocalhost {inside.hostname(spec.label)}\n::1\tlocalhost\n".encode(),
         "machine-id": inside.machine_id().encode(),
+    }
+
+
+def own_files(spec: Spec) -> dict[str, bytes]:
+    """What lies in init's folder."""
+    return {
         "config": inside.config(spec.profile, spec.boot),
         "openbox.xml": inside.OPENBOX.encode(),
         "init.py": _INIT,
     }
-    if spec.snapshot is None:
-        files[STATE] = clean_state(template)
-    for name, data in files.items():
-        write(desk.init / name, data)
 
 
 def _own(folder: Path, uid: int) -> None:

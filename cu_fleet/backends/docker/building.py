@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -103,7 +104,7 @@ def as_layer(api: APIClient, recipe: Recipe, base: str, digest: str, say: Say) -
             _hand_in(api, container, recipe, debs, Path(folder) / "in.tar")
             _install(api, container, recipe, say)
             repository, _, tag = recipe.candidate.partition(":")
-            changes = "\n".join([*recipe.changes, "CMD []", *_labels(digest)])
+            changes = "\n".join([*recipe.changes, 'CMD ["/bin/bash"]', *_labels(digest)])
             api.commit(container, repository, tag=tag, changes=changes)
         finally:
             api.remove_container(container, v=True, force=True)
@@ -133,11 +134,10 @@ def _worker(api: APIClient, recipe: Recipe, base: str) -> str:
 
 def _fetched(api: APIClient, container: str, base: str, recipe: Recipe, folder: Path, say: Say) -> list[Path]:
     """The packages that are missing there, as this machine's apt finds and checks them with that image's sources."""
+    of = folder / "of"
     for path in _SOURCES:
         stream, _ = api.get_archive(container, f"/{path}")
-        with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as tar:
-            tar.extractall(folder / "of" / Path(path).parent, filter="data")
-    of = folder / "of"
+        _lay_out(b"".join(stream), of / Path(path).parent)
     for needed in ("lists/partial", "archives/partial"):
         (folder / needed).mkdir(parents=True)
     architecture = str((image_of(api, base) or {})["Architecture"])
@@ -153,6 +153,18 @@ def _fetched(api: APIClient, container: str, base: str, recipe: Recipe, folder: 
     _run(recipe.name, [*apt, "update"], say)
     _run(recipe.name, [*apt, "--no-install-recommends", "--download-only", "install", *recipe.packages], say)
     return sorted((folder / "archives").glob("*.deb"))
+
+
+def _lay_out(archive: bytes, folder: Path) -> None:
+    """Its files and folders, and nothing else; Debian 12's Python has no filter for `extractall` yet."""
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        for member in tar:
+            target = Path(os.path.normpath(folder / member.name))
+            if not target.is_relative_to(folder) or not (member.isdir() or member.isfile()):
+                continue
+            (target if member.isdir() else target.parent).mkdir(parents=True, exist_ok=True)
+            if file := tar.extractfile(member):
+                target.write_bytes(file.read())
 
 
 def _hand_in(api: APIClient, container: str, recipe: Recipe, debs: list[Path], archive: Path) -> None:

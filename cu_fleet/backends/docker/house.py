@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cu_fleet.backends.base import Place, Spec, Usage
-from cu_fleet.backends.docker import begin, walls
+from cu_fleet.backends.docker import begin, far, walls
 from cu_fleet.backends.docker.engine import Engine, image_of
-from cu_fleet.backends.docker.layout import BOOT, DESKTOP, FLEET, MOST, SNAPSHOT, Desk, Layout
+from cu_fleet.backends.docker.layout import BOOT, DESKTOP, FAR, FLEET, MOST, SCREEN, SNAPSHOT, Desk, Layout
 from cu_fleet.backends.docker.options import image, options
 from cu_fleet.backends.inside import template
-from cu_fleet.model.errors import ConflictError, UnavailableError, UnsupportedError
+from cu_fleet.model.errors import ConflictError, UnavailableError
+from cu_fleet.model.profile import Profile
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -33,19 +37,40 @@ class House:
     def clear(self, api: APIClient, desk: Desk, spec: Spec) -> int:
         """Refuse what cannot be had, end what is left of an earlier start, and settle whose this one is."""
         options(spec.profile)
-        self.refuse_remote()
         self.image_of(api, image(spec.profile))
-        self.layout.uids.take(desk.id)
-        self.end(api, desk)
+        if desk.dir.exists():  # it is made before all else, and removed last
+            self.end(api, desk, keep_slot=True)
+        if self.engine.near is None:
+            self.engine.near = self._try_near(api, desk, spec)
+        self.layout.uids.take(desk.id, elsewhere=not self.engine.near)
         return self.layout.uid(desk.id)
 
-    def refuse_remote(self) -> None:
-        if not self.engine.host.startswith("unix://"):
-            raise UnsupportedError(
-                f"the Docker engine at {self.engine.host} is on another machine, where desktops cannot be reached",
-                remedy="use this machine's: unset DOCKER_HOST, or docker context use default",
-                code="remote_engine",
+    def _try_near(self, api: APIClient, desk: Desk, spec: Spec) -> bool:
+        """Whether the engine sees our files, and what is bound there is of the same kernel, as sockets must be.
+
+        It sees them if it finds a folder whose name nobody could know, to bind it into a container that never runs.
+        """
+        if api.info()["KernelVersion"] != os.uname().release:
+            return False
+        from docker.errors import APIError
+        from docker.types import Mount
+
+        self._refuse_foreign_container(api, desk)
+        desk.dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        proof = Path(tempfile.mkdtemp(prefix="near-", dir=desk.dir))
+        try:
+            config = api.create_host_config(mounts=[Mount("/near", str(proof), type="bind")], network_mode="none")
+            api.create_container(
+                image(spec.profile), ["none"], name=desk.name, labels=self.layout.labels(desk.id), host_config=config
             )
+        except APIError as e:
+            if "bind source path does not exist" not in str(e.explanation):
+                raise
+            return False
+        finally:
+            proof.rmdir()
+        self.end(api, desk, keep_slot=True)
+        return True
 
     def image_of(self, api: APIClient, name: str) -> dict[str, Any]:
         if found := image_of(api, name):
@@ -55,20 +80,33 @@ class House:
         raise UnavailableError(f"the Docker engine has no image {name}", remedy=remedy, code="no_image", image=name)
 
     def furnish(self, desk: Desk, spec: Spec, uid: int) -> None:
-        begin.prepare(desk, spec, uid, template(spec.profile, self._profile_dirs))
+        if self.engine.near:
+            (desk.dir / FAR).unlink(missing_ok=True)
+            begin.prepare(desk, spec, uid, template(spec.profile, self._profile_dirs))
+        else:
+            begin.mark_far(desk)
+
+    def lay_in(self, api: APIClient, container: str, spec: Spec, uid: int) -> None:
+        """What a far desktop needs, once its container is made."""
+        state = None if spec.snapshot else begin.clean_state(template(spec.profile, self._profile_dirs))
+        far.lay_in(api, container, begin.system_files(spec, uid), begin.own_files(spec), state, uid)
 
     def create(self, api: APIClient, desk: Desk, spec: Spec, uid: int) -> str:
         """Make the container, not yet running; returns its id."""
-        for volume in desk.volumes:
+        for volume in (*desk.volumes, *([desk.slot_volume] if desk.far else [])):
             made = api.create_volume(volume, labels=self.layout.labels(desk.id))
             self._refuse_foreign("volume", volume, made.get("Labels"))
-        if spec.profile.network == "full":
-            api.create_network(desk.name, labels=self.layout.labels(desk.id), check_duplicate=True)
+        self.create_network(api, desk, spec.profile)
         labels = self.layout.labels(desk.id, **{BOOT: spec.boot, MOST: str(options(spec.profile).snapshot)})
         self._refuse_foreign_container(api, desk)
-        made = api.create_container(**walls.container(api, desk, spec, uid, labels))
-        self._insist(spec, made.get("Warnings") or [])
+        polled = is_polled(self.image_of(api, image(spec.profile)))
+        made = api.create_container(**walls.container(api, desk, spec, uid, labels, polled=polled))
+        self._insist(spec.profile, made, require=options(spec.profile).require_limits)
         return str(made["Id"])
+
+    def create_network(self, api: APIClient, desk: Desk, profile: Profile) -> None:
+        if profile.network == "full":
+            api.create_network(desk.name, labels=self.layout.labels(desk.id), check_duplicate=True)
 
     def _refuse_foreign_container(self, api: APIClient, desk: Desk) -> None:
         if found := self._inspect(api, desk):
@@ -83,11 +121,12 @@ class House:
                 name=name,
             )
 
-    def _insist(self, spec: Spec, warnings: list[str]) -> None:
+    def _insist(self, profile: Profile, made: Mapping[str, Any], *, require: bool) -> None:
+        warnings: list[str] = made.get("Warnings") or []
         lacking = [said for said in warnings if "discard" in said.lower() and "swap" not in said.lower()]
-        if lacking and options(spec.profile).require_limits:
+        if lacking and require:
             raise UnavailableError(
-                f'profile "{spec.profile.name}" insists on its limits, which this engine cannot enforce: '
+                f'profile "{profile.name}" insists on its limits, which this engine cannot enforce: '
                 + "; ".join(lacking),
                 remedy="leave out options.require_limits, or mend the engine's machine",
                 code="no_limits",
@@ -139,6 +178,18 @@ class House:
         found = api.containers(all=True, filters={"label": wanted})
         return [one for one in found if self.layout.is_our_container(one)]
 
+    def up(self, api: APIClient) -> dict[str, dict[str, Any]]:
+        """The containers of all desktops that run, by desktop. Their sizes are of what is written over their images."""
+        far_ones = any(self.layout.desk(desktop).far for desktop in self.layout.known())
+        found = api.containers(size=far_ones, filters={"label": [f"{FLEET}={self.layout.fleet}"]})
+        ours = [one for one in found if self.layout.is_our_container(one) and SNAPSHOT not in one["Labels"]]
+        desks = [(self.layout.desk(one["Labels"][DESKTOP]), one) for one in ours]
+        return {desk.id: one for desk, one in desks if f"/{desk.name}" in one["Names"]}
+
+    def named(self, api: APIClient, desk: Desk, name: str) -> list[dict[str, Any]]:
+        """A container of ours with this name, if there is one."""
+        return [one for one in self.all(api, desk.id)["container"] if f"/{name}" in one["Names"]]
+
     def found(self, api: APIClient) -> dict[str, list[str]]:
         """Of each desktop that has left anything, what there is of it."""
         there: dict[str, list[str]] = {desktop: ["files"] for desktop in self.layout.known()}
@@ -149,11 +200,12 @@ class House:
 
     # ending
 
-    def end(self, api: APIClient, desk: Desk) -> None:
+    def end(self, api: APIClient, desk: Desk, *, keep_slot: bool = False) -> None:
         """Remove all that the engine has of a desktop, and return when nothing is left."""
         there = self.all(api, desk.id)
         self.remove_containers(api, there["container"])
-        for volume in there["volume"]:
+        kept = [desk.slot_volume] if keep_slot else []
+        for volume in (one for one in there["volume"] if one["Name"] not in kept):
             _insist_gone(partial(api.remove_volume, volume["Name"]))
         for network in there["network"]:
             _insist_gone(partial(api.remove_network, network["Id"]))
@@ -179,7 +231,14 @@ class House:
         """Returns whether it went on until now."""
         if self.must_run(api, desk)["State"]["Paused"]:
             return False
-        _until_done(partial(api.pause, desk.name), lambda e: "freeze" in str(e.explanation))
+        from docker.errors import APIError
+
+        try:
+            _until_done(partial(api.pause, desk.name), lambda e: "freeze" in str(e.explanation))
+        except APIError as e:
+            if "already paused" not in str(e.explanation):
+                raise
+            return False
         return True
 
     def thaw(self, api: APIClient, desk: Desk) -> None:
@@ -193,6 +252,11 @@ class House:
         private = memory.get("total_rss", memory.get("anon"))  # of cgroup v1, of v2
         cpu = said.get("cpu_stats", {}).get("cpu_usage", {}).get("total_usage")
         return Usage(private, said.get("pids_stats", {}).get("current"), None if cpu is None else cpu / 1e9)
+
+
+def is_polled(found: Mapping[str, Any]) -> bool:
+    """Whether an image, or a container of it, has a screen that x11vnc looks at."""
+    return (found["Config"].get("Labels") or {}).get(SCREEN) == "x11vnc"
 
 
 def _how(state: Mapping[str, Any]) -> str:

@@ -6,21 +6,14 @@ the old one stays in use. It is built again only if its recipe, or the image it 
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cu_fleet.backends.base import Place, Spec
-from cu_fleet.backends.docker.backend import DockerBackend
 from cu_fleet.backends.docker.building import Say, as_layer, by_dockerfile, from_packages, load, of_packages
 from cu_fleet.backends.docker.engine import Engine, image_of, patient
+from cu_fleet.backends.docker.house import is_polled
 from cu_fleet.backends.docker.recipes import DIGEST, IMAGES, PACKAGED, Recipe, names
-from cu_fleet.model.desktop import Handle
-from cu_fleet.model.errors import UnavailableError
-from cu_fleet.model.names import new_id
-from cu_fleet.model.profile import Profile
+from cu_fleet.backends.docker.trial import prove
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -68,10 +61,11 @@ async def build(engine: Engine, name: str, say: Say, base: str | None = None, *,
     if there.id and there.current and base is None and not fresh:
         say(f"{recipe.image} is there, and its recipe has not changed")
         return there
-    await engine.do(lambda api: _build(api, recipe, say, base, fresh=fresh))
+    await engine.do(lambda api: _build(api, recipe, say, base, fresh=fresh), slow=True)
     try:
         say(f"trying a desktop of {recipe.image}")
-        await prove(engine.host, recipe.candidate, say)
+        candidate = await engine.do(lambda api: image_of(api, recipe.candidate))
+        await prove(engine.host, recipe.candidate, say, polled=bool(candidate and is_polled(candidate)))
         await engine.do(lambda api: _replace(api, recipe))
     finally:
         await engine.do(lambda api: _untag(api, recipe.candidate))
@@ -125,39 +119,3 @@ def _pulled(api: APIClient, base: str, say: Say) -> bool:
         say(f"no image registry can be reached ({e.explanation}): building from the distribution's packages instead")
         return image_of(api, base) is not None
     return True
-
-
-async def prove(host: str, image: str, say: Say) -> None:
-    """Start a desktop of this image and have it prove that it works; the desktop is removed whatever comes of it."""
-    with tempfile.TemporaryDirectory(prefix="cu-fleet-image-") as folder:
-        backend = DockerBackend(Place(Path(folder), "image" + new_id("dk")[3:]), host)
-        spec = Spec(new_id("dk"), Profile(name="check", backend="docker", image=image), new_id("bt"), "check")
-        handle: Handle = {"desktop": spec.desktop}
-        try:
-            handle = [one async for one in backend.start(spec)][-1]
-            await _check(backend, handle, image, say)
-        finally:
-            await backend.stop(handle)
-
-
-async def _check(backend: DockerBackend, handle: Handle, image: str, say: Say) -> None:
-    assert backend.abilities.exec
-    source = (IMAGES / "check.py").read_text("utf-8")
-    process = await backend.abilities.exec.exec(handle, ["/usr/bin/python3", "-I", "-c", source])
-    said = ""
-    async for line in _lines(process.output()):
-        said = f"{said}{line}\n"[-2000:]
-        say(line.rstrip())
-    if await process.wait() != 0:
-        raise UnavailableError(f"a desktop of {image} does not work: {said.strip()}", code="image_unproved")
-
-
-async def _lines(output: AsyncIterator[tuple[int, bytes]]) -> AsyncIterator[str]:
-    """What was written, line by line, however it came."""
-    left = b""
-    async for _, data in output:
-        *whole, left = (left + data).split(b"\n")
-        for line in whole:
-            yield line.decode("utf-8", "replace")
-    if left:
-        yield left.decode("utf-8", "replace")

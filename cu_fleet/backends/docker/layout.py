@@ -4,6 +4,7 @@ docker/key              made once; every label that says "ours" is signed with i
 docker/ID/init          made anew for each start; read-only inside
 docker/ID/run           seen inside as /run/cu-fleet: sockets, the log; the inside may put anything there
 docker/ID/slot          seen inside as ~/Shared
+docker/ID/far           instead of these three, where the engine does not see our files; see `far`
 docker/.uids/N          a link that says whose host uid N is
 
 All names follow from the desktop's id, and what bears no signature of this home's key is not ours, whatever it is
@@ -27,6 +28,8 @@ from cu_fleet.model.names import NAME, check_name
 
 FLEET, DESKTOP, SNAPSHOT, BOOT, SIGN = (f"cu-fleet.{word}" for word in ("fleet", "desktop", "snapshot", "boot", "sign"))
 MOST = "cu-fleet.snapshot-most"  # bytes a snapshot of this desktop may take
+SCREEN = "cu-fleet.screen"  # of an image: what serves its desktops' screens, if that is not TigerVNC
+FAR = "far"  # the mark of a desktop whose engine does not see our files
 SNAPSHOTS = "cu-fleet/snapshot"  # the repository of their images
 
 
@@ -51,16 +54,36 @@ class Desk:
         return self.dir / "init"
 
     @property
+    def far(self) -> bool:
+        """Whether its engine is where our files are not seen."""
+        return (self.dir / FAR).exists()
+
+    @property
+    def counting(self) -> str:
+        """The name of the container that counts what desktops have written, when it is begun for this one."""
+        return f"{self.name}-count"
+
+    @property
+    def door(self) -> str:
+        """The name of the container through which the screen of an image that is not ours is reached."""
+        return f"{self.name}-door"
+
+    @property
+    def slot_volume(self) -> str:
+        """What a far one has for a slot."""
+        return f"{self.name}-slot"
+
+    @property
     def volumes(self) -> dict[str, str]:
         """What the desktop may write and a snapshot keeps: each volume's name, and where it is seen."""
         return {f"{self.name}-home": "/home", f"{self.name}-tmp": "/tmp"}  # noqa: S108  # its own
 
 
 class Layout:
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, backend: str = "docker") -> None:
         self.fleet = place.fleet
-        self.top = place.home / "docker"
-        self.uids = Uids(self.top / ".uids", f"{place.fleet}/docker")
+        self.top = place.home / backend
+        self.uids = Uids(self.top / ".uids", f"{place.fleet}/{backend}")
 
     @property
     def used(self) -> bool:
@@ -105,7 +128,8 @@ class Layout:
         if snapshot := labels.get(SNAPSHOT):
             names = {self.worker(snapshot), self.worker(snapshot, labels.get(DESKTOP, ""))}
         else:
-            names = {self.desk(labels[DESKTOP]).name}
+            desk = self.desk(labels[DESKTOP])
+            names = {desk.name, desk.counting, desk.door}
         return any(name.removeprefix("/") in names for name in one.get("Names") or ())
 
     def worker(self, snapshot: str, desktop: str = "") -> str:
@@ -113,8 +137,11 @@ class Layout:
         return "-".join(filter(None, ("cu-fleet", self.snapshot_name(snapshot), desktop)))
 
     def _sign(self, labels: Mapping[str, str]) -> str:
-        said = "\0".join(labels.get(name, "") for name in (FLEET, DESKTOP, SNAPSHOT))
-        return hmac.new(self._key(), said.encode(), hashlib.sha256).hexdigest()[:32]
+        return self.derived(*(labels.get(name, "") for name in (FLEET, DESKTOP, SNAPSHOT))).hex()[:32]
+
+    def derived(self, *words: str) -> bytes:
+        """What only this home can make of these words, and makes of them each time."""
+        return hmac.new(self._key(), "\0".join(words).encode(), hashlib.sha256).digest()
 
     def _key(self) -> bytes:
         path = self.top / "key"

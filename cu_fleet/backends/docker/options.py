@@ -1,9 +1,11 @@
 """What a profile may say below `options` for desktops in containers."""
 
-from pydantic import ValidationError
+from typing import Literal, TypeVar
+
+from pydantic import Field, ValidationError
 
 from cu_fleet.model.errors import InvalidError
-from cu_fleet.model.profile import Profile, Size
+from cu_fleet.model.profile import Profile, Seconds, Size
 from cu_fleet.model.record import Value
 
 IMAGE = "cu-fleet/desktop"  # where the profile names none
@@ -19,14 +21,48 @@ class Options(Value):
     snapshot: Size = 8 << 30  # most that one snapshot may take on the engine's disk
 
 
+# Of those that Docker itself gives to every container, the ones that let an image begin as root and become another.
+Capability = Literal["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "NET_BIND_SERVICE", "SETGID", "SETUID"]
+
+
+class VncOptions(Value):
+    """The same for images that are not ours."""
+
+    port: int = Field(5900, ge=1, le=65535)  # where the image serves its screen by VNC, inside its container
+    password_env: str | None = Field(
+        None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"
+    )  # where it reads the password to ask for
+    command: tuple[str, ...] = ()  # instead of the image's own
+    user: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]+(:[A-Za-z0-9_-]+)?$")  # instead of the image's own
+    root: bool = False  # let it run as root, without any right of root's but these
+    capabilities: tuple[Capability, ...] = ()
+    init: bool = True  # an init of the engine's that reaps; some images insist on being the first process themselves
+    within: Seconds | None = None  # how old its server's knowledge of the screen may be, if that is known
+    require_limits: bool = False
+    user_namespaces: bool = False
+    shm: Size = 1 << 30
+    door: str = IMAGE  # an image of ours, whose Python passes the screen on
+
+
+T = TypeVar("T", Options, VncOptions)
+
+
 def options(profile: Profile) -> Options:
+    return _checked(profile, Options)
+
+
+def vnc_options(profile: Profile) -> VncOptions:
+    return _checked(profile, VncOptions)
+
+
+def _checked(profile: Profile, kind: type[T]) -> T:
     try:
-        return Options.model_validate(profile.options)
+        return kind.model_validate(profile.options)
     except ValidationError as e:
         wrong = e.errors()[0]
         raise InvalidError(
             f'profile "{profile.name}": options.{".".join(map(str, wrong["loc"]))}: {wrong["msg"]}',
-            remedy=f"the docker backend knows {', '.join(Options.model_fields)}",
+            remedy=f"backend {profile.backend} knows {', '.join(kind.model_fields)}",
             code="bad_options",
         ) from None
 

@@ -14,8 +14,11 @@ _FOR_SANDBOXES = ["chroot", "clone", "unshare"]
 
 
 @cache
-def program(*, user_namespaces: bool) -> str:
+def program(*, user_namespaces: bool, by_handle: bool = True) -> str:
+    """`by_handle`: who may read all files may also open files that it does not see."""
     found = json.loads(files("cu_fleet.backends.docker").joinpath("default-seccomp.json").read_text("ascii"))
     if user_namespaces:
         found["syscalls"].append({"names": _FOR_SANDBOXES, "action": "SCMP_ACT_ALLOW"})
+    if not by_handle:
+        found["syscalls"] = [rule for rule in found["syscalls"] if "open_by_handle_at" not in rule["names"]]
     return json.dumps(found)

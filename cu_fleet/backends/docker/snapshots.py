@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any
 
 from cu_fleet.backends.base import Saved, Spec
-from cu_fleet.backends.docker.begin import STATE
+from cu_fleet.backends.docker.begin import FAR_STATE, STATE
 from cu_fleet.backends.docker.engine import image_of, patient, short_log
 from cu_fleet.backends.docker.house import House
 from cu_fleet.backends.docker.layout import FLEET, MOST, SNAPSHOT, SNAPSHOTS, Desk, write
+from cu_fleet.backends.docker.walls import powers_to_read
 from cu_fleet.backends.inside import HOME
 from cu_fleet.model.errors import BrokenError, ConflictError, NotFoundError, UnavailableError
 
@@ -80,9 +81,7 @@ class Snapshots:
 
         config = api.create_host_config(
             mounts=[Mount(to, name, type="volume", read_only=True) for name, to in desk.volumes.items()],
-            cap_drop=["ALL"],
-            cap_add=["DAC_READ_SEARCH"],
-            security_opt=["no-new-privileges:true"],
+            **powers_to_read() | {"read_only": False},
             network_mode="none",
             log_config=short_log("64k"),
         )
@@ -118,8 +117,8 @@ class Snapshots:
             code="disk_full" if full else "save_failed",
         )
 
-    def fetch(self, api: APIClient, desk: Desk, spec: Spec) -> None:
-        """Put the snapshot's archive where the desktop begins from."""
+    def fetch(self, api: APIClient, desk: Desk, spec: Spec, container: str | None = None) -> None:
+        """Put the snapshot's archive where the desktop begins from: in its folder, or its container."""
         assert spec.snapshot
         found = self._find(api, spec.snapshot)
         if found is None:
@@ -133,7 +132,11 @@ class Snapshots:
         try:
             stream, _ = api.get_archive(holder, f"/{STATE}", chunk_size=_CHUNK)
             try:
-                self._unpack(stream, desk, spec.snapshot)
+                if container is None:
+                    self._unpack(stream, desk, spec.snapshot)
+                else:
+                    with patient(api, _SECONDS_TO_SAVE):
+                        api.put_archive(container, FAR_STATE, stream)
             finally:
                 for _ in stream:  # to its end, or its connection would stay open
                     pass

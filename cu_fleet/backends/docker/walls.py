@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cu_fleet.backends import inside
 from cu_fleet.backends.base import Spec
 from cu_fleet.backends.docker import seccomp
-from cu_fleet.backends.docker.begin import SCRIPT, SLOT
+from cu_fleet.backends.docker.begin import SLOT, script
 from cu_fleet.backends.docker.engine import short_log
 from cu_fleet.backends.docker.layout import Desk
 from cu_fleet.backends.docker.options import Options, image, options
@@ -30,13 +30,16 @@ s = socket.socket(socket.AF_UNIX); s.settimeout(5); s.connect("{guest.RUN}/rfb.s
 _SECOND = 10**9
 
 
-def container(api: APIClient, desk: Desk, spec: Spec, uid: int, labels: dict[str, str]) -> dict[str, Any]:
-    """The arguments with which the desktop's container is created."""
+def container(
+    api: APIClient, desk: Desk, spec: Spec, uid: int, labels: dict[str, str], *, polled: bool = False
+) -> dict[str, Any]:
+    """The arguments with which the desktop's container is created; `polled`: of an image whose screen is x11vnc's."""
     profile, own = spec.profile, options(spec.profile)
+    screen = inside.polled_screen if polled else inside.screen
     return {
         "image": image(profile),
         "name": desk.name,
-        "command": ["/bin/sh", "-c", SCRIPT, desk.name, *inside.screen(profile, spec.label, opengl=own.opengl)],
+        "command": ["/bin/sh", "-c", script(far=desk.far), desk.name, *screen(profile, spec.label, opengl=own.opengl)],
         "entrypoint": [],
         "user": f"{uid}:{uid}",
         "working_dir": "/",
@@ -51,37 +54,52 @@ def container(api: APIClient, desk: Desk, spec: Spec, uid: int, labels: dict[str
             "retries": 2,
         },
         "host_config": api.create_host_config(
-            mounts=_mounts(desk, profile), tmpfs=_memory(uid), **_powers(own), **_limits(profile, own.shm),
+            mounts=_mounts(desk, profile), tmpfs=_memory(desk, uid),
+            **_powers(own, far=desk.far), **limits(profile, own.shm),
             network_mode=desk.name if profile.network == "full" else "none",
             log_config=short_log("1m"),
         ),
     }  # fmt: skip
 
 
-def _powers(own: Options) -> dict[str, Any]:
+def _powers(own: Options, *, far: bool) -> dict[str, Any]:
+    """Far, our own files lie in its system, which nobody inside can change either."""
+    return powers(user_namespaces=own.user_namespaces) | {"read_only": not far}
+
+
+def powers(*, user_namespaces: bool) -> dict[str, Any]:
     return {
         "cap_drop": ["ALL"],
-        "security_opt": [
-            "no-new-privileges:true",
-            f"seccomp={seccomp.program(user_namespaces=own.user_namespaces)}",
-        ],
-        "read_only": True,
+        "security_opt": ["no-new-privileges:true", f"seccomp={seccomp.program(user_namespaces=user_namespaces)}"],
         "ipc_mode": "private",
         "restart_policy": {"Name": "no"},
         "oom_score_adj": 200,
     }
 
 
-def _limits(profile: Profile, shm: int) -> dict[str, Any]:
+def powers_to_read() -> dict[str, Any]:
+    """Of a container of our own that reads what desktops wrote: the right to read all files that it sees, no more."""
+    return {
+        "cap_drop": ["ALL"],
+        "cap_add": ["DAC_READ_SEARCH"],
+        "security_opt": [
+            "no-new-privileges:true",
+            f"seccomp={seccomp.program(user_namespaces=False, by_handle=False)}",
+        ],
+        "read_only": True,
+    }
+
+
+def limits(profile: Profile, shm: int) -> dict[str, Any]:
     from docker.types import Ulimit
 
-    limits = profile.limits
+    most = profile.limits
     return {
-        "mem_limit": limits.memory,
-        "memswap_limit": limits.memory,  # of both together: no swap
-        "pids_limit": limits.processes,
+        "mem_limit": most.memory,
+        "memswap_limit": most.memory,  # of both together: no swap
+        "pids_limit": most.processes,
         "cpu_period": _PERIOD,
-        "cpu_quota": max(1000, int(limits.cpus * _PERIOD)),
+        "cpu_quota": max(1000, int(most.cpus * _PERIOD)),
         "shm_size": shm,
         "ulimits": [Ulimit(name="core", soft=0, hard=0)],
     }
@@ -90,6 +108,8 @@ def _limits(profile: Profile, shm: int) -> dict[str, Any]:
 def _mounts(desk: Desk, profile: Profile) -> list[Any]:
     from docker.types import Mount
 
+    if desk.far:
+        return [Mount(to, name, type="volume") for name, to in (desk.volumes | {desk.slot_volume: SLOT}).items()]
     files = (*_OWN_FILES, *(["hosts"] if profile.network == "none" else []))  # the engine writes it for a network
     own = [(f"/etc/{name}", desk.init / name, True) for name in files]
     folders = [(guest.RUN, desk.run, False), (guest.SETUP, desk.init, True), (SLOT, desk.slot, False)]
@@ -99,10 +119,12 @@ def _mounts(desk: Desk, profile: Profile) -> list[Any]:
     ]
 
 
-def _memory(uid: int) -> dict[str, str]:
+def _memory(desk: Desk, uid: int) -> dict[str, str]:
+    own = f"mode=0700,uid={uid},gid={uid},size=64m"
+    run = {guest.RUN: own} if desk.far else {"/run": "mode=0755,size=64m"}
     return {
-        "/run": "mode=0755,size=64m",
-        f"/run/user/{uid}": f"mode=0700,uid={uid},gid={uid},size=64m",
+        **run,
+        f"/run/user/{uid}": own,
         "/tmp/.X11-unix": "mode=1777,size=1m",  # noqa: S108  # its own
         "/var/tmp": "mode=1777,size=256m",  # noqa: S108
     }

@@ -300,6 +300,9 @@ class _Meter(_Ability):
 
 
 class _Disk(_Ability):
+    async def at_home(self, handle: Handle) -> bool:
+        return self.backend.layout.at_home()
+
     async def used(self, handle: Handle) -> int:
         desk = self.backend.desk(handle)
         if not desk.dir.exists():

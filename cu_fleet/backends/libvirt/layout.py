@@ -64,6 +64,7 @@ class Layout:
         self.fleet = place.fleet
         self.profile_dirs = place.profile_dirs
         self.store = store or (STORE if os.geteuid() == 0 else place.home / "libvirt")
+        self.home = place.home
         self.own = place.home / "libvirt-own"
         self.uids = Uids(self.own / "uids", f"{place.fleet}/libvirt")
 
@@ -71,6 +72,10 @@ class Layout:
     def used(self) -> bool:
         """Whether this fleet ever had a machine."""
         return (self.own / "key").exists()
+
+    def at_home(self) -> bool:
+        """Whether machines fill the disk that the fleet's home is on."""
+        return self.desktops.stat().st_dev == self.home.stat().st_dev
 
     @property
     def images(self) -> Path:

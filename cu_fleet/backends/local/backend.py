@@ -17,6 +17,7 @@ from cu_fleet.backends.base import (
     Spec,
     Usage,
 )
+from cu_fleet.backends.lending import SlotLending
 from cu_fleet.backends.local import checks, disk, processes
 from cu_fleet.backends.local.house import House, in_thread
 from cu_fleet.backends.local.launch import Launch, Pipes
@@ -39,6 +40,7 @@ class LocalBackend:
             exec=_Exec(self),
             freeze=_Freeze(self),
             files=SlotFiles(self._slot),
+            lending=SlotLending(self._slot),
             network=_Network(),
             logs=_Logs(self),
             meter=_Meter(self),
@@ -172,6 +174,9 @@ class _Meter(_Ability):
 
 
 class _Disk(_Ability):
+    async def at_home(self, handle: Handle) -> bool:
+        return True
+
     async def used(self, handle: Handle) -> int:
         desk = self.backend.desk(handle)
         first = await in_thread(self.house.first, desk)
