@@ -3,6 +3,7 @@
 What that pair lacks, and what it keeps, `tests/rfb` shows with the contracts of screens, without a container.
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 
@@ -52,6 +53,7 @@ def test_it_is_seen_clicked_and_typed_into_and_says_how_old_its_pictures_may_be(
             await until(said, timeout=60)
             await desktop.clipboard_set(TEXT)
             assert await desktop.clipboard_get() == TEXT
+            await asyncio.sleep(WITHIN)  # by so much a picture may be older than the question
             assert (await desktop.screenshot()).frame.sha256 != before.frame.sha256
 
     run(body(), timeout=150)
