@@ -142,7 +142,7 @@ def backends_of(place: Place) -> dict[str, Backend]:
 
 
 def place_of(settings: Settings, fleet: str) -> Place:
-    return Place(settings.home, fleet, profile_dirs=tuple(profile_dirs(settings)))
+    return Place(settings.home, fleet, profile_dirs=tuple(profile_dirs(settings)), machines=settings.machines)
 
 
 def profile_dirs(settings: Settings) -> list[Path]:

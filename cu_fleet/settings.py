@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from cu_fleet.model.errors import InvalidError
 from cu_fleet.model.profile import Seconds, Size
@@ -23,6 +23,13 @@ def _separated(value: object) -> object:
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
 
+def _whole(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError("expected a path that begins with /")
+    return path
+
+
+Folder = Annotated[Path, AfterValidator(_whole)]
 Commands = Annotated[tuple[str, ...], BeforeValidator(_several)]  # one, or a list of them
 Words = Annotated[tuple[str, ...], BeforeValidator(_separated)]  # a list, or words with commas between them
 
@@ -38,6 +45,9 @@ class Settings(Value):
     memory: Size | None = Field(None, description="Memory all desktops may reserve; none: three quarters of RAM.")
     anchor_every: Seconds = Field(5.0, description="How often the audit's head is anchored outside the database.")
     keep_leases: Seconds = Field(7 * 86400.0, description="How long a lease that is over is remembered.")
+    machines: Folder | None = Field(
+        None, description="Where files of virtual machines lie; none: /var/lib/cu-fleet for root, else in the home."
+    )
     start_timeout: Seconds = Field(30.0, description="How long a desktop may take to start before it is given up.")
     backend_timeout: Seconds = Field(30.0, description="How long a backend may take to stop, list or free something.")
     snapshot_timeout: Seconds = Field(600.0, description="How long saving a desktop's state may take.")

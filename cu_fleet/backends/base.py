@@ -245,3 +245,4 @@ class Place:
     home: Path  # the fleet's home; a backend keeps to its own folder in it
     fleet: str  # the fleet's id: part of every label
     profile_dirs: tuple[Path, ...] = field(default=())
+    machines: Path | None = None  # where those of the virtual machines lie, if not at their usual place

@@ -1,8 +1,8 @@
 """What belongs to a desktop in a virtual machine: its domain's name and UUID, and its files.
 
 Where a hypervisor runs machines as users of their own, as root's does, those must reach the files, and a fleet's home
-is closed to everybody. So machines have a place of their own, `STORE`, with one folder for each fleet; for an ordinary
-user it is in the home.
+is closed to everybody. So machines have a place of their own, `STORE` or what the settings say, with one folder for
+each fleet; for an ordinary user it is in the home.
 
 images/NAME/            golden images: what `cu-fleet image build` made
 warm/KEY/               one of these booted, its desktop up, saved with its memory: what clean desktops are forks of
@@ -63,7 +63,7 @@ class Layout:
     def __init__(self, place: Place, store: Path | None = None) -> None:
         self.fleet = place.fleet
         self.profile_dirs = place.profile_dirs
-        self.store = store or (STORE if os.geteuid() == 0 else place.home / "libvirt")
+        self.store = store or place.machines or (STORE if os.geteuid() == 0 else place.home / "libvirt")
         self.home = place.home
         self.own = place.home / "libvirt-own"
         self.uids = Uids(self.own / "uids", f"{place.fleet}/libvirt")
