@@ -6,7 +6,7 @@ import json
 import secrets
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -19,7 +19,27 @@ from cu_fleet.model.names import new_id
 from cu_fleet.model.profile import Profile
 
 T = TypeVar("T")
+Test = TypeVar("Test", bound=Callable[..., object])
 DEADLINE = 60.0
+
+
+def borrows(test: Test) -> Test:
+    """A case that takes its desktops from `borrow`, and leaves nothing in them that another could mistake."""
+    test.borrows = True  # type: ignore[attr-defined]
+    return test
+
+
+@dataclass
+class Common:
+    """The desktops that the cases of a class share, and how they are taken away in the end."""
+
+    folder: Path
+    place: Place | None = None
+    handles: dict[int, Handle] = field(default_factory=dict)
+    clear: Callable[[], None] | None = None
+
+
+_COMMON = pytest.StashKey[Common]()
 
 
 @dataclass(frozen=True)
@@ -44,7 +64,9 @@ class BackendBase:
     """A subclass says how its backend is made; see `backend_contract`."""
 
     gaps: ClassVar[Mapping[str, str]] = {}  # ability or test that this backend lacks → why
+    sharing: ClassVar[bool] = False  # where a desktop takes seconds: cases that do not change theirs share one
     place: Place
+    _common: Common | None = None
 
     async def make(self) -> Backend:
         """A new backend object over `self.place`; all objects over one place must see the same desktops."""
@@ -69,9 +91,24 @@ class BackendBase:
     def _place_of_its_own(self, contract_folder: Path, request: pytest.FixtureRequest) -> Any:
         if reason := self.gaps.get(request.node.originalname):
             pytest.xfail(f"known gap: {reason}")
-        self.place = self.new_place(contract_folder)
-        yield
-        self.run(self._clear)
+        if self.sharing and hasattr(request.function, "borrows"):
+            self._common = common = self._common_of(request)
+            self.place = common.place = common.place or self.new_place(common.folder)
+            common.clear = lambda: self.run(self._clear)
+            yield
+        else:
+            self.place = self.new_place(contract_folder)
+            yield
+            self.run(self._clear)
+
+    def _common_of(self, request: pytest.FixtureRequest) -> Common:
+        owner = request.node.getparent(pytest.Class)
+        if _COMMON not in owner.stash:
+            factory: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")
+            owner.stash[_COMMON] = common = Common(factory.mktemp("shared"))
+            owner.addfinalizer(lambda: common.clear and common.clear())
+        found: Common = owner.stash[_COMMON]
+        return found
 
     async def _clear(self, backend: Backend) -> None:
         for found in await backend.found():
@@ -87,7 +124,12 @@ class BackendBase:
             async with asyncio.timeout(DEADLINE):
                 return await body(await self.make())
 
-        return asyncio.run(bounded())
+        try:
+            return asyncio.run(bounded())
+        except BaseException:
+            if self._common:
+                self._common.handles.clear()  # the next gets one that nothing went wrong in
+            raise
 
     # abilities
 
@@ -123,6 +165,17 @@ class BackendBase:
     async def start(self, backend: Backend, spec: Spec | None = None) -> Handle:
         """A running desktop's last handle."""
         return (await take(backend.start(spec or self.spec())))[-1]
+
+    async def borrow(self, backend: Backend, number: int = 0) -> Handle:
+        """A running desktop, if need be one that was lent before, its slot empty. Only for cases that are `borrows`."""
+        if self._common is None:
+            return await self.start(backend)
+        if handle := self._common.handles.get(number):
+            if backend.abilities.files:
+                await backend.abilities.files.remove(handle, "")
+            return handle
+        handle = self._common.handles[number] = await self.start(backend)
+        return handle
 
     async def restore(self, backend: Backend, handle: Handle, spec: Spec) -> Handle:
         return (await take(self.snapshots(backend).restore(handle, spec)))[-1]

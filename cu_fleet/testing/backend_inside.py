@@ -9,13 +9,14 @@ import pytest
 from cu_fleet.backends.base import Backend, Process
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import FleetError, InvalidError, NotFoundError
-from cu_fleet.testing.backend_base import BackendBase, chunks, ended_badly, silent
+from cu_fleet.testing.backend_base import BackendBase, borrows, chunks, ended_badly, silent
 
 
 class ExecContract(BackendBase):
+    @borrows
     def test_commands_have_streams_and_exit_codes(self) -> None:
         async def body(backend: Backend) -> None:
-            handle = await self.start(backend)
+            handle = await self.borrow(backend)
             ended = await self.command(backend, handle, "echo", "two  words", "ü")
             assert (ended.code, ended.out, ended.err) == (0, "two  words ü\n".encode(), b"")
             assert (await self.command(backend, handle, "false")).code == 1
@@ -27,9 +28,10 @@ class ExecContract(BackendBase):
 
         self.run(body)
 
+    @borrows
     def test_a_command_reads_what_is_written_to_it(self) -> None:
         async def body(backend: Backend) -> None:
-            handle = await self.start(backend)
+            handle = await self.borrow(backend)
             data = os.urandom(1 << 20)
             ended = await self.command(backend, handle, "cat", stdin=data)
             assert ended.out == data
@@ -37,9 +39,10 @@ class ExecContract(BackendBase):
 
         self.run(body)
 
+    @borrows
     def test_a_command_is_killed_and_says_so(self) -> None:
         async def body(backend: Backend) -> None:
-            handle = await self.start(backend)
+            handle = await self.borrow(backend)
             process = await self.exec(backend).exec(handle, ["sleep", "100000"])
             await process.kill()
             assert await process.wait() == 137
@@ -48,9 +51,10 @@ class ExecContract(BackendBase):
 
         self.run(body)
 
+    @borrows
     def test_commands_run_beside_each_other(self) -> None:
         async def body(backend: Backend) -> None:
-            handle = await self.start(backend)
+            handle = await self.borrow(backend)
             process = await self.exec(backend).exec(handle, ["cat"])
             results = await asyncio.gather(*(self.command(backend, handle, "echo", str(n)) for n in range(5)))
             assert [r.out for r in results] == [b"%d\n" % n for n in range(5)]
@@ -87,9 +91,10 @@ class ExecInShellContract(BackendBase):
 
         self.run(body)
 
+    @borrows
     def test_a_killed_command_takes_its_children_along(self) -> None:
         async def body(backend: Backend) -> None:
-            handle = await self.start(backend)
+            handle = await self.borrow(backend)
             process = await self.exec(backend).exec(handle, ["sh", "-c", "sleep 100000 & echo $!; wait"])
             async for _, data in process.output():
                 child = data.decode().strip()
@@ -105,9 +110,10 @@ class ExecInShellContract(BackendBase):
 
 
 class FreezeContract(BackendBase):
+    @borrows
     def test_a_frozen_desktop_holds_still_and_goes_on(self) -> None:
         async def body(backend: Backend) -> None:
-            freeze, handle = self.freezing(backend), await self.start(backend)
+            freeze, handle = self.freezing(backend), await self.borrow(backend)
             process = await self.exec(backend).exec(handle, ["cat"])
             assert await said(process, b"one") == b"one"
             stream = process.output()
@@ -123,9 +129,10 @@ class FreezeContract(BackendBase):
 
         self.run(body)
 
+    @borrows
     def test_another_controller_can_thaw_it(self) -> None:
         async def body(backend: Backend) -> None:
-            handle = await self.start(backend)
+            handle = await self.borrow(backend)
             await self.freezing(backend).freeze(handle)
             other = await self.make()
             await self.freezing(other).thaw(handle)
@@ -153,9 +160,10 @@ class FilesContract(BackendBase):
     async def content(self, backend: Backend, handle: Handle, path: str) -> bytes:
         return b"".join([chunk async for chunk in self.files(backend).get(handle, path)])
 
+    @borrows
     def test_files_go_in_and_out(self) -> None:
         async def body(backend: Backend) -> None:
-            files, handle = self.files(backend), await self.start(backend)
+            files, handle = self.files(backend), await self.borrow(backend)
             big = os.urandom(500_000)
             assert await files.put(handle, "a/b ü/big", chunks([big[:7], big[7:]])) == 500_000
             assert await self.content(backend, handle, "a/b ü/big") == big
@@ -178,9 +186,10 @@ class FilesContract(BackendBase):
 
         self.run(body)
 
+    @borrows
     def test_inside_it_is_the_folder_shared_in_the_home(self) -> None:
         async def body(backend: Backend) -> None:
-            files, handle = self.files(backend), await self.start(backend)
+            files, handle = self.files(backend), await self.borrow(backend)
             await files.put(handle, "from-outside", chunks([b"hello"]))
             assert await self.read(backend, handle, "Shared/from-outside") == "hello"
             await self.write(backend, handle, "Shared/from-inside", "hi")
@@ -190,23 +199,25 @@ class FilesContract(BackendBase):
 
         self.run(body)
 
+    @borrows
     def test_a_file_is_whole_or_not_there(self) -> None:
         async def broken() -> AsyncIterator[bytes]:
             yield b"half"
             raise ConnectionResetError
 
         async def body(backend: Backend) -> None:
-            files, handle = self.files(backend), await self.start(backend)
+            files, handle = self.files(backend), await self.borrow(backend)
             with pytest.raises(ConnectionResetError):
                 await files.put(handle, "file", broken())
             assert await files.listing(handle) == []
 
         self.run(body)
 
+    @borrows
     @pytest.mark.parametrize("path", ["../out", "/etc/passwd", "a/../../out", "a//b", ".", "a/./b", "nul\0"])
     def test_a_path_that_could_leave_is_refused(self, path: str) -> None:
         async def body(backend: Backend) -> None:
-            files, handle = self.files(backend), await self.start(backend)
+            files, handle = self.files(backend), await self.borrow(backend)
             for call in (
                 files.put(handle, path, chunks([b"x"])),
                 self.content(backend, handle, path),
@@ -223,9 +234,10 @@ class FilesContract(BackendBase):
 class FilesInShellContract(FilesContract):
     """With a shell inside that plants traps."""
 
+    @borrows
     def test_links_and_pipes_made_inside_lead_nowhere(self) -> None:
         async def body(backend: Backend) -> None:
-            files, handle = self.files(backend), await self.start(backend)
+            files, handle = self.files(backend), await self.borrow(backend)
             script = "cd ~/Shared; ln -s /etc/hostname file; ln -s / root; ln -s ../.. up; mkfifo pipe; mkdir d"
             assert (await self.command(backend, handle, "sh", "-c", script)).code == 0
             for path in ("file", "root/etc/passwd", "up/x", "pipe", "d"):

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from cu_fleet.backends.base import Backend
-from cu_fleet.testing.backend_base import BackendBase
+from cu_fleet.testing.backend_base import BackendBase, borrows
 from cu_fleet.testing.backend_state import PROCESSES
 
 NEIGHBOUR = r"""
@@ -35,9 +35,10 @@ print("1", flush=True); sys.stdin.read()
 
 
 class WallsContract(BackendBase):
+    @borrows
     def test_what_one_desktop_writes_another_does_not_have(self) -> None:
         async def body(backend: Backend) -> None:
-            one, two = await asyncio.gather(self.start(backend), self.start(backend))
+            one, two = await asyncio.gather(self.borrow(backend), self.borrow(backend, 1))
             await self.write(backend, one, "/tmp/secret", "mine")  # noqa: S108 - of the desktop, not ours
             await self.write(backend, one, "secret", "mine")
             assert await self.read(backend, one, "secret") == "mine"
@@ -52,9 +53,10 @@ class WallsContract(BackendBase):
 
         self.run(body)
 
+    @borrows
     def test_logs_and_usage_can_be_had(self) -> None:
         async def body(backend: Backend) -> None:
-            handle = await self.start(backend)
+            handle = await self.borrow(backend)
             assert await self._ability(backend, "logs").logs(handle)
             usage = await self._ability(backend, "meter").usage(handle)
             assert usage.memory_bytes
@@ -66,9 +68,10 @@ class WallsContract(BackendBase):
 class WallsInShellContract(BackendBase):
     """With Python inside, to try the walls."""
 
+    @borrows
     def test_a_neighbour_sees_nothing_and_reaches_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async def body(backend: Backend) -> None:
-            one, two = await asyncio.gather(self.start(backend), self.start(backend))
+            one, two = await asyncio.gather(self.borrow(backend), self.borrow(backend, 1))
             owner = await self.exec(backend).exec(one, ["python3", "-I", "-c", OWNER, "cu-fleet-contract-54321"])
             async for _ in owner.output():
                 break

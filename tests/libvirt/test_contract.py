@@ -6,6 +6,7 @@ import pytest
 
 from cu_fleet.backends.base import Backend
 from cu_fleet.backends.libvirt import LibvirtBackend
+from cu_fleet.backends.libvirt.layout import drop
 from cu_fleet.backends.libvirt.wire import wire
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.profile import Profile
@@ -17,6 +18,8 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 
 class TestLibvirt(BackendContract):
+    sharing = True
+
     @pytest.fixture(autouse=True)
     def _hypervisor(self, libvirtd: PrivateLibvirt, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.uri, self.store = libvirtd.uri, store
@@ -26,7 +29,13 @@ class TestLibvirt(BackendContract):
         return LibvirtBackend(self.place, self.uri, self.store)
 
     def profile(self) -> Profile:
-        return Profile.model_validate({"name": "contract", "backend": "libvirt", "limits": {"memory": "768M"}})
+        """Of a size that one of the cases asks for anyway: every other is one more machine to boot."""
+        screen, limits = {"width": 1024, "height": 768}, {"memory": "768M"}
+        return Profile.model_validate({"name": "contract", "backend": "libvirt", "limits": limits, "screen": screen})
+
+    async def _clear(self, backend: Backend) -> None:
+        await super()._clear(backend)
+        drop(self.store / self.place.fleet)
 
     async def boot_of(self, backend: Backend, handle: Handle) -> str:
         """The machine knows; the screen's name is its domain's."""
