@@ -3,6 +3,9 @@
 The thread is the lock: two transactions never overlap, and no event loop waits on a disk. A caller who is cancelled
 before its transaction began has changed nothing; one who is cancelled later hears of it once the transaction is over,
 done or undone, so that cleaning up never races with it.
+
+The way there and back takes longer than to write an entry down. So while nothing is given to the thread, what need not
+last is done at once by the caller, if the database can begin it without waiting for anybody (`begin_now`).
 """
 
 import asyncio
@@ -27,7 +30,7 @@ LIMIT = 30.0  # seconds a transaction may take before it is broken off
 
 
 class SqlStore(ABC):
-    """See `stores.base.Store`. What is abstract runs on the store's thread, save `interrupt`."""
+    """See `stores.base.Store`. What is abstract runs on the store's thread, save `interrupt` and what `begin_now` began."""
 
     dialect: str
 
@@ -36,6 +39,7 @@ class SqlStore(ABC):
         self._line = Threads(f"store-{self.dialect}", most=1)
         self._thread: int | None = None
         self._began: float | None = None  # when the running transaction did
+        self._given = 0  # to the thread, and not over: while it is none, the connection is the loop's
         self._closed = False
 
     @abstractmethod
@@ -46,6 +50,10 @@ class SqlStore(ABC):
 
     @abstractmethod
     def begin(self, *, lasting: bool) -> None: ...
+
+    def begin_now(self) -> bool:
+        """Begin one that need not last, on the loop's thread; False if somebody or a disk would have to be waited for."""
+        return False
 
     @abstractmethod
     def commit(self) -> None: ...
@@ -79,6 +87,8 @@ class SqlStore(ABC):
             raise BrokenError("a transaction was begun inside another one", code="nested_transaction")
         if self._closed:
             raise UnavailableError("the store is closed", code="store_closed")
+        if not lasting and not self._given and self.begin_now():
+            return self._whole(work)
         return await self.on_thread(partial(self.run, work, lasting=lasting))
 
     async def close(self) -> None:
@@ -138,10 +148,12 @@ class SqlStore(ABC):
     async def on_thread(self, work: Callable[[], T]) -> T:
         """Do this when its turn comes. A caller who is cancelled hears of it when it is over, unless it never began."""
         job = self._line.give(work)
+        self._given += 1
         watch = asyncio.get_running_loop().call_later(LIMIT, self._watch, job)
         try:
             return await job.settled()
         finally:
+            self._given -= 1
             watch.cancel()
 
     def _watch(self, job: Job[Any]) -> None:

@@ -6,8 +6,13 @@ log, and with it all that was committed before.
 
 Other processes may use the same file (`BEGIN IMMEDIATE` and a busy timeout put them in line); that there is one
 controller for it is settled by the lock on the home.
+
+A commit that need not last writes to the log, which the system keeps in memory: no disk is waited for, and so the loop
+does it itself. What does wait is the thread's: another process's transaction, a commit that grew slow, and every so
+often to bring the log into the database, with the first write to the new log, which syncs its head.
 """
 
+import contextlib
 import os
 import re
 import sqlite3
@@ -20,9 +25,12 @@ from typing import Self
 from cu_fleet.model.errors import BrokenError, FleetError, UnavailableError
 from cu_fleet.stores.engine import SqlStore
 from cu_fleet.stores.tables import Params
-from cu_fleet.stores.transaction import RefusedError, Rows
+from cu_fleet.stores.transaction import SET_META, RefusedError, Rows
 
 BUSY = 10.0  # seconds to wait for another process's transaction
+LOG = 250  # rows written, after which the log is brought into the database: a few megabytes
+_SLOW = 0.05  # seconds that the loop may be held up by a commit
+_WARY = 5.0  # and for which it holds back after one that was slower
 
 _UNIQUE = re.compile(r"UNIQUE constraint failed: (\w+\.\w+(?:, \w+\.\w+)*)")
 
@@ -35,6 +43,10 @@ class SqliteStore(SqlStore):
         self._path = path
         self._connection: sqlite3.Connection | None = None
         self._synced = 0  # what `total_changes` said when all was last made durable
+        self._folded = 0  # and when the log was last brought in
+        self._patient = True  # whether it waits for other processes
+        self._began_now: float | None = None  # when the loop began the transaction under way
+        self._held_back = 0.0  # until when nothing is done at once
 
     @classmethod
     async def open(cls, path: Path, audit_key: bytes) -> Self:
@@ -74,11 +86,14 @@ class SqliteStore(SqlStore):
         with self._in_words():
             if self._path is not None:
                 _make_private(self._path)
-            self._connection = sqlite3.connect(self._path or ":memory:", timeout=BUSY, isolation_level=None)
+            self._connection = sqlite3.connect(
+                self._path or ":memory:", timeout=BUSY, isolation_level=None, check_same_thread=False
+            )
             self._pragma("foreign_keys = ON")
             self._switch_to_wal()
             self._pragma("synchronous = NORMAL")
             self._pragma(f"journal_size_limit = {64 << 20}")
+            self._pragma("wal_autocheckpoint = 0")
 
     def _switch_to_wal(self) -> None:
         """The one statement for which SQLite does not wait when another process is just doing the same."""
@@ -98,10 +113,42 @@ class SqliteStore(SqlStore):
                 connection.close()
 
     def begin(self, *, lasting: bool) -> None:
+        self._began_now = None
+        if not self._patient:
+            self._be_patient(True)
+        if self._db.total_changes - self._folded >= LOG:
+            self._fold()
         self.execute("BEGIN IMMEDIATE", {})
+
+    def begin_now(self) -> bool:
+        began = time.monotonic()
+        if began < self._held_back or self._db.total_changes - self._folded >= LOG:
+            return False
+        if self._patient:
+            self._be_patient(False)
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False  # the thread will wait for it, or say what is wrong
+        self._began_now = began
+        return True
 
     def commit(self) -> None:
         self.execute("COMMIT", {})
+        began, self._began_now = self._began_now, None
+        if began is not None and (now := time.monotonic()) - began > _SLOW:
+            self._held_back = now + _WARY
+
+    def _be_patient(self, patient: bool) -> None:
+        self._pragma(f"busy_timeout = {int(1000 * BUSY) if patient else 0}")
+        self._patient = patient
+
+    def _fold(self) -> None:
+        """Bring the log into the database, and begin a new one. What fails here is tried again with the next."""
+        with contextlib.suppress(UnavailableError):
+            self._pragma("wal_checkpoint(PASSIVE)")
+            self.execute(SET_META, {"name": "folded", "value": str(self._db.total_changes)})
+            self._folded = self._db.total_changes
 
     def rollback(self) -> None:
         """SQLite has done it by itself after some errors, such as a full disk."""
