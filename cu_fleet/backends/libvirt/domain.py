@@ -11,7 +11,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
+from cu_fleet.backends.libvirt import firmware
+from cu_fleet.backends.libvirt.firmware import Firmware
 from cu_fleet.backends.libvirt.layout import Desk
+from cu_fleet.backends.libvirt.options import options
 from cu_fleet.model.profile import Profile
 
 NAMESPACE = "urn:cu-fleet:desktop:1"
@@ -33,11 +36,15 @@ class Machine:
     cpus: float
     width: int
     height: int
+    uefi: Firmware | None = None  # None: BIOS
+    tpm: bool = False
 
     @classmethod
     def of(cls, profile: Profile, kind: str, board: str, image: Path, seed: Path) -> "Machine":
-        limits, screen = profile.limits, profile.screen
-        return cls(kind, board, image, seed, limits.memory, limits.cpus, screen.width, screen.height)
+        limits, screen, wanted = profile.limits, profile.screen, options(profile)
+        uefi = firmware.find(secure=wanted.secure_boot) if wanted.firmware == "uefi" else None
+        size = (screen.width, screen.height)
+        return cls(kind, board, image, seed, limits.memory, limits.cpus, *size, uefi, wanted.tpm)
 
     def at(self, seed: Path) -> "Machine":
         return replace(self, seed=seed)
@@ -54,11 +61,13 @@ def xml(machine: Machine, desk: Desk, label: str, fleet: str, uid: int | None) -
     tune = SubElement(top, "cputune")
     _text(tune, "global_period", str(_PERIOD))
     _text(tune, "global_quota", str(int(machine.cpus * _PERIOD)))
-    _boot(top, machine)
+    _boot(top, machine, desk)
     features = SubElement(top, "features")
     SubElement(features, "acpi")
     SubElement(features, "apic")
     SubElement(features, "vmport", state="off")
+    if machine.uefi and machine.uefi.secure:
+        SubElement(features, "smm", state="on")
     if machine.kind == "kvm":
         SubElement(top, "cpu", mode="host-model")
     else:
@@ -72,10 +81,15 @@ def xml(machine: Machine, desk: Desk, label: str, fleet: str, uid: int | None) -
     return ElementTree.tostring(top, "unicode")
 
 
-def _boot(top: Element, machine: Machine) -> None:
+def _boot(top: Element, machine: Machine, desk: Desk) -> None:
+    """UEFI starts programs made for it, as the packed kernel is one; without it QEMU starts the kernel proper."""
     system = SubElement(top, "os")
     _text(system, "type", "hvm", arch="x86_64", machine=machine.type)
-    _text(system, "kernel", str(machine.image / "vmlinux"))
+    if uefi := machine.uefi:
+        secure = "yes" if uefi.secure else "no"
+        _text(system, "loader", str(uefi.code), readonly="yes", secure=secure, type="pflash")
+        _text(system, "nvram", str(desk.nvram), template=str(uefi.settings))
+    _text(system, "kernel", str(machine.image / ("vmlinuz" if machine.uefi else "vmlinux")))
     _text(system, "initrd", str(machine.image / "initrd"))
     _text(system, "cmdline", _COMMAND_LINE)
 
@@ -97,6 +111,9 @@ def _devices(devices: Element, machine: Machine, desk: Desk) -> None:
     SubElement(devices, "graphics", type="vnc", socket=str(desk.screen), sharePolicy="ignore")
     model = SubElement(SubElement(devices, "video"), "model", type="virtio", heads="1", primary="yes")
     SubElement(model, "resolution", x=str(machine.width), y=str(machine.height))
+    if machine.tpm:
+        backend = SubElement(SubElement(devices, "tpm", model="tpm-crb"), "backend", type="external")
+        SubElement(backend, "source", type="unix", mode="connect", path=str(desk.tpm))
     _text(SubElement(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")
     SubElement(devices, "memballoon", model="none")
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cu_fleet.backends.base import Place
+from cu_fleet.backends.libvirt.firmware import NVRAM
 from cu_fleet.backends.uids import Uids
 from cu_fleet.model.names import NAME, check_name
 
@@ -47,6 +48,10 @@ class Desk:
         return self.dir / "disk.qcow2"
 
     @property
+    def nvram(self) -> Path:
+        return self.dir / NVRAM
+
+    @property
     def port(self) -> Path:
         return self.run / "port"
 
@@ -57,6 +62,10 @@ class Desk:
     @property
     def console(self) -> Path:
         return self.run / "tty"
+
+    @property
+    def tpm(self) -> Path:
+        return self.run / "tpm"
 
 
 class Layout:

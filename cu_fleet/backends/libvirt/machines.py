@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from cu_fleet.backends.libvirt import saved
+from cu_fleet.backends.libvirt import firmware, saved, tpm
 from cu_fleet.backends.libvirt.domain import NAMESPACE
 from cu_fleet.backends.libvirt.hypervisor import domain_of, missing_is_fine
 from cu_fleet.backends.libvirt.layout import Desk, Layout
@@ -33,17 +33,31 @@ class Names:
     uid: int | None
 
 
-def begin(api: virConnect, xml: str) -> None:
+def begin(api: virConnect, xml: str, desk: Desk, uid: int | None) -> None:
     """Boot a machine that ends when whoever began it does: libvirt sees to that when the connection breaks."""
     from libvirt import VIR_DOMAIN_START_AUTODESTROY
 
+    top = ElementTree.fromstring(xml)  # noqa: S314  # our own
+    nvram = top.find("os/nvram")
+    _equip(top, desk, None if nvram is None else Path(nvram.get("template", "")), uid)
     api.createXML(xml, VIR_DOMAIN_START_AUTODESTROY)
+
+
+def _equip(top: ElementTree.Element, desk: Desk, settings: Path | None, uid: int | None) -> None:
+    """What a machine needs beside it before it begins, and libvirt does not give."""
+    if settings is not None:
+        firmware.own(desk.nvram, settings, uid)
+    if top.find("devices/tpm") is not None:
+        tpm.begin(desk, uid)
 
 
 def wake(api: virConnect, desk: Desk, memory: Path, names: Names) -> None:
     """Begin a machine from a saved state, under its own names; returns when it runs."""
     state = saved.read(memory)
     xml = renamed(state.xml, desk, names)
+    top = ElementTree.fromstring(xml)  # noqa: S314  # from a file that only we write
+    settings = None if top.find("os/nvram") is None else memory.with_name(firmware.NVRAM)
+    _equip(top, desk, settings, names.uid)
     pipe = desk.dir / "wake"
     pipe.unlink(missing_ok=True)
     os.mkfifo(pipe, 0o600)
@@ -103,6 +117,9 @@ def renamed(xml: str, desk: Desk, names: Names) -> str:
         source.attrib.pop("index", None)
         for chain in disk.findall("backingStore"):
             disk.remove(chain)  # libvirt looks for itself
+    for settings in top.iterfind("os/nvram"):
+        settings.text = str(desk.nvram)
+    _place(top, "devices/tpm/backend/source", desk.tpm)
     _place(top, "devices/channel/source", desk.port)
     _place(top, "devices/serial/source", desk.console)
     _place(top, "devices/console/source", desk.console)
@@ -159,6 +176,7 @@ def end(api: virConnect, desk: Desk) -> None:
                 domain.undefine()
         if time.monotonic() > until:
             raise UnavailableError(f"the machine of desktop {desk.id} does not end", code="not_removed")
+    tpm.end(desk)
 
 
 def found(api: virConnect, layout: Layout) -> set[str]:

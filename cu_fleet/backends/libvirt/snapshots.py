@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from cu_fleet.backends.base import Saved
-from cu_fleet.backends.libvirt import disks, machines, saved, warm
+from cu_fleet.backends.libvirt import disks, firmware, machines, saved, warm
 from cu_fleet.backends.libvirt.layout import Desk, Layout, drop
 from cu_fleet.backends.libvirt.warm import State
 from cu_fleet.model.errors import BrokenError, ConflictError, NotFoundError
@@ -53,6 +53,7 @@ class Snapshots:
                 above.unlink(missing_ok=True)
                 raise
             saved.read(new / "memory")
+            firmware.keep(desk.dir, new)
             disks.flatten(top, base, new / "disk.qcow2")
             (new / "base").write_text(str(base))
             for name in ("memory", "disk.qcow2"):

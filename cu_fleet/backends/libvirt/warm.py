@@ -26,6 +26,7 @@ from cu_fleet.backends import inside
 from cu_fleet.backends.libvirt import domain, images, machines
 from cu_fleet.backends.libvirt.acceleration import Acceleration
 from cu_fleet.backends.libvirt.disks import overlay
+from cu_fleet.backends.libvirt.firmware import NVRAM
 from cu_fleet.backends.libvirt.hypervisor import Hypervisor
 from cu_fleet.backends.libvirt.identity import identity
 from cu_fleet.backends.libvirt.layout import Desk, Layout, drop
@@ -166,7 +167,7 @@ class Warm:
 
     async def _boot(self, desk: Desk, uid: int | None, machine: domain.Machine, canary: str) -> None:
         own = domain.xml(machine.at(seed_of(desk.dir)), desk, "warming", self.layout.fleet, uid)
-        await self.hypervisor.do(lambda api: machines.begin(api, own))
+        await self.hypervisor.do(lambda api: machines.begin(api, own, desk, uid))
         async with _Console(desk) as console:
             try:
                 async with asyncio.timeout(SECONDS_TO_BOOT):
@@ -238,7 +239,7 @@ def _key(machine: domain.Machine, versions: str, golden: images.Golden, data: by
 
 def _finish(folder: Path, canary: str, kind: str) -> None:
     drop(folder / "run")
-    for name in ("disk.qcow2", "memory"):
+    for name in ("disk.qcow2", "memory", *([NVRAM] if (folder / NVRAM).exists() else [])):
         path = folder / name
         if os.geteuid() == 0:
             os.chown(path, 0, 0)

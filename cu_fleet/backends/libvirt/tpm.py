@@ -1,0 +1,77 @@
+"""A TPM for machines that ask for it: a program of its own for each, which ends with its machine.
+
+libvirt would start that program as a user whom machines that run as users of their own cannot reach. So we do, as the
+machine's, and libvirt is told where it listens; it lets go when QEMU does. What a TPM keeps is in the machine's saved
+memory and comes back with it, so a fork, a snapshot and a rollback have it without a copy of ours. All forks of one
+state thus have its seeds, as they have what was sealed with them; no manufacturer has signed its keys.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from cu_fleet.backends.libvirt.layout import Desk
+from cu_fleet.model.errors import UnavailableError
+
+_PROGRAM = "swtpm"
+_SECONDS = 30.0
+
+
+def begin(desk: Desk, uid: int | None) -> None:
+    """Returns when it listens."""
+    if (program := shutil.which(_PROGRAM)) is None:
+        raise UnavailableError(f"{_PROGRAM} is not installed", remedy="apt-get install swtpm", code="missing_program")
+    state = _state(desk)
+    state.mkdir(mode=0o700)
+    if uid is not None:
+        os.chown(state, uid, uid)
+    command = [program, "socket", "--tpm2", "--terminate", "--daemon", "--tpmstate", f"dir={state},mode=0600"]
+    command += ["--ctrl", f"type=unixio,path={desk.tpm},mode=0600", "--pid", f"file={state / 'pid'}"]
+    try:
+        ended = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+            user=uid,
+            group=uid,
+            extra_groups=None if uid is None else [],
+            cwd="/",
+            env={"PATH": os.defpath},
+            start_new_session=True,
+            umask=0o077,
+        )
+    except subprocess.TimeoutExpired:
+        raise UnavailableError(f"the TPM of desktop {desk.id} did not come up", code="no_tpm") from None
+    if ended.returncode:
+        said = (ended.stderr or ended.stdout).strip()[-500:]
+        raise UnavailableError(f"the TPM of desktop {desk.id} did not come up: {said}", code="no_tpm")
+
+
+def end(desk: Desk) -> None:
+    """For one whose machine never came to use it; the others have ended by themselves."""
+    until = time.monotonic() + _SECONDS
+    while (pid := _pid(desk)) is not None and time.monotonic() < until:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _pid(desk: Desk) -> int | None:
+    """The process that says of itself that it is this desktop's; the file's word alone may be old."""
+    state = _state(desk)
+    try:
+        pid = int((state / "pid").read_text("ascii"))
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return None
+    return pid if os.fsencode(f"dir={state},mode=0600") in words else None
+
+
+def _state(desk: Desk) -> Path:
+    return desk.run / "tpm-state"
