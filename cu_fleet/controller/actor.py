@@ -39,6 +39,9 @@ class Beside(Protocol):
     async def lift(self, desktop: str) -> None:
         """Lift all those buttons."""
 
+    async def heard(self, desktop: str, presses: int) -> bool:
+        """Return when the window manager has let go of so many presses of a button; False if nobody can tell."""
+
 
 class Watchers(Protocol):
     """Who follows a desktop's screen as it is, and hears at once when that may have to end."""
@@ -77,6 +80,7 @@ class Actor:
         self._on_lost = on_lost
         self._paste = partial(beside.paste, desktop)
         self._extra = Extra(partial(beside.button, desktop), partial(beside.lift, desktop))
+        self._heard = partial(beside.heard, desktop)
         self._foreign: set[str] = set()  # of its server, which lives no longer than this actor
         self._fence: FleetError | None = None
         self._screen: Screen | None = None
@@ -131,8 +135,8 @@ class Actor:
                 code="wrong_size",
                 desktop=desktop.id,
             )
-        paste, extra = (self._paste, self._extra) if endpoint.helped else (None, None)
-        hands = Hands(screen, self.check, paste, extra, self._foreign)
+        paste, extra, heard = (self._paste, self._extra, self._heard) if endpoint.helped else (None, None, None)
+        hands = Hands(screen, self.check, paste, extra, heard, self._foreign)
         hands.keyboard.paste_keys = "shift+insert"  # terminals know it too, with the text in both selections
         try:
             await hands.release_all()  # a button that an earlier connection of ours left down

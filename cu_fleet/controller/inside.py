@@ -7,6 +7,7 @@ What was read is handed out only if the caller may still see it then, and what i
 still be sent: by then the desktop may be another's.
 """
 
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 
@@ -27,6 +28,8 @@ from cu_fleet.stores.base import Tx
 
 _CLIPBOARD_MOST = 1 << 20
 _WITHIN = 15.0  # seconds for any answer of the helper
+_HEARD = 5.0  # seconds for a window manager's
+log = logging.getLogger(__name__)
 
 
 class Inside:
@@ -173,6 +176,14 @@ class Inside:
 
     async def lift(self, desktop_id: str) -> None:
         await (await self._helper_of(desktop_id)).call("lift")
+
+    async def heard(self, desktop_id: str, presses: int) -> bool:
+        try:
+            answer = await (await self._helper_of(desktop_id)).call("heard", timeout=_HEARD, presses=presses)
+        except FleetError as e:
+            log.warning("desktop %s: whether its window manager has heard of a click is not known: %s", desktop_id, e)
+            return False
+        return answer.get("heard") is True
 
     async def _helper_of(self, desktop_id: str) -> Helper:
         return await self.helpers.of(await self.core.read(lambda tx: self.core.get_desktop(tx, desktop_id)))

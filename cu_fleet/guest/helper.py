@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 VERSION = 1
 LINE_LIMIT = 8 << 20
 TEXT_LIMIT = 1 << 20
+MOST_PRESSES = 16
 ALARM = 4.0  # for the X server itself
 
 
@@ -92,7 +93,17 @@ class Helper:
         manager, why = None, ""
         try:
             manager = self.x().windows.manager()
-            works += ["windows", "focus", "clipboard_get", "clipboard_set", "clipboard_taken", "sync", "button", "lift"]
+            works += [
+                "windows",
+                "focus",
+                "clipboard_get",
+                "clipboard_set",
+                "clipboard_taken",
+                "sync",
+                "heard",
+                "button",
+                "lift",
+            ]
         except RefusedError as e:
             why = str(e)
         return {"version": VERSION, "pid": os.getpid(), "works": works, "why": why, "manager": manager}
@@ -103,6 +114,11 @@ class Helper:
     def do_sync(self) -> Answer:
         self.x().display.sync()
         return {}
+
+    def do_heard(self, presses: object = 1) -> Steps:
+        if not isinstance(presses, int) or not 0 < presses <= MOST_PRESSES:
+            raise RefusedError("invalid", f"presses is a number up to {MOST_PRESSES}")
+        return self.x().windows.heard(presses)
 
     def do_focus(self, window: object) -> Steps:
         if not isinstance(window, int):

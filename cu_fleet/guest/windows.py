@@ -118,3 +118,22 @@ class Windows:
             if event is None:
                 raise RefusedError("not_focused", f"window {number} did not take the focus within {PATIENCE:.0f} s")
         return {"window": number}
+
+    def heard(self, presses: int) -> Steps:
+        """Return when the window manager has dealt with so many presses of a button, which came before.
+
+        What it is asked about our own window it answers in its turn. A press that is held back behind another comes to
+        it when that is let go, hence one question for each.
+        """
+        asked, told = self.link.atom("_NET_REQUEST_FRAME_EXTENTS"), self.link.atom("_NET_FRAME_EXTENTS")
+        if not self.has_manager():
+            return {"heard": True}
+        if asked not in (self.link.get(self.root, "_NET_SUPPORTED", Xatom.ATOM) or []):
+            return {"heard": False}
+        for _ in range(presses):
+            message = xevent.ClientMessage(window=self.link.window, client_type=asked, data=(32, [0] * 5))
+            self.root.send_event(message, event_mask=X.SubstructureRedirectMask | X.SubstructureNotifyMask)
+            event = yield (lambda e: e.type == X.PropertyNotify and e.atom == told), time.monotonic() + PATIENCE
+            if event is None:
+                return {"heard": False}
+        return {"heard": True}

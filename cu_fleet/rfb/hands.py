@@ -11,13 +11,17 @@ within 400 or 500 ms at nearly the same place (GTK a third for a triple click wi
 between does not change that for GTK and Tk. So a click or drag where the same button was pressed just before waits
 until that time has passed. Presses by `press` that follow each other are left as they come: whoever uses them wants to
 decide.
+
+*Keys come after the click that they follow.* A window manager that raises what is clicked on has the X server hold the
+pointer back until it has looked at each press, and keys overtake it: they would go where the focus was before. So keys
+soon after a press wait until the window manager has let go of it, which somebody inside can tell, or else for a moment.
 """
 
 import asyncio
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from cu_fleet.model.action import (
@@ -55,6 +59,9 @@ _DWELL = 0.03  # seconds a drag rests before it begins to move and before it let
 _BETWEEN = 0.008  # seconds between the presses of a double click
 _DOUBLE = 0.52  # seconds after a press within which another may make it a double click
 _TRIPLE = 0.82  # and after two presses, a triple click
+_WATCHED = 2.0  # seconds after which a window manager has dealt with a press, however slow it is
+_MOST_UNHEARD = 8  # presses, of which all but the last few are dealt with for certain
+_UNHEARD = 0.05  # seconds that it is given where nobody inside can tell
 _NEAR = 10  # pixels within which two presses may be taken for one
 
 
@@ -73,8 +80,9 @@ class Hands:
     """`guard` is called right before every event and stops it by raising.
 
     `paste_text(text, press)` sets the desktop's clipboard, presses, and returns when a program has taken the text in,
-    so that what is sent next comes after it. `extra` presses the buttons that VNC lacks. `foreign` holds the characters
-    that took up room in the server's keyboard; hands on the same server share it.
+    so that what is sent next comes after it. `extra` presses the buttons that VNC lacks. `heard(presses)` returns when
+    the window manager has dealt with them, or says that it cannot tell. `foreign` holds the characters that took up
+    room in the server's keyboard; hands on the same server share it.
     """
 
     def __init__(
@@ -83,6 +91,7 @@ class Hands:
         guard: Callable[[], None],
         paste_text: PasteText | None = None,
         extra: Extra | None = None,
+        heard: Callable[[int], Awaitable[bool]] | None = None,
         foreign: set[str] | None = None,
     ) -> None:
         self.screen = screen
@@ -90,6 +99,8 @@ class Hands:
         self.keyboard = Keyboard(self.fingers, paste_text, set() if foreign is None else foreign)
         self._seen: int | Still = screen.serial  # the picture before the latest input
         self._pressed: _Pressed | None = None
+        self._heard = heard
+        self._unheard = 0  # presses that keys could overtake
 
     @property
     def position(self) -> tuple[int, int]:
@@ -157,6 +168,7 @@ class Hands:
                 what = (action.region, action.ignore, action.ignore_below)
                 await self.screen.wait_change(self._seen, action.timeout_ms / 1000, *what)
             case Key() | KeyDown() | KeyUp() | HoldKey() | Type() | Paste():
+                await self._behind_clicks()
                 await self._press_keys(action)
                 await self.fingers.passed_on()
                 await self.screen.sync()
@@ -166,6 +178,13 @@ class Hands:
                 await self.screen.sync()
                 if self._pressed is not before and self._pressed:  # the server may have been slow
                     self._pressed = replace(self._pressed, when=time.monotonic())
+
+    async def _behind_clicks(self) -> None:
+        presses, self._unheard = self._unheard, 0
+        if not presses or self._pressed is None or time.monotonic() - self._pressed.when > _WATCHED:
+            return
+        if self._heard is None or not await self._heard(min(presses, _MOST_UNHEARD)):
+            await asyncio.sleep(_UNHEARD)
 
     async def _press_keys(self, action: Key | KeyDown | KeyUp | HoldKey | Type | Paste) -> None:
         match action:
@@ -259,6 +278,7 @@ class Hands:
         else:
             await self.fingers.press_extra(name, down=down)
         if down:
+            self._unheard += 1
             self._pressed = _Pressed(name, self.screen.pointer, time.monotonic(), several or by_hand, by_hand)
 
     async def _apart(self, name: str, x: int | None, y: int | None) -> None:

@@ -98,7 +98,7 @@ class Room:
         self._turn = asyncio.Lock()
         self._helper: Helper | None = None
         extra = Extra(self._button, self._lift)
-        self._hands = Hands(screen, lambda: None, self._paste, extra)
+        self._hands = Hands(screen, lambda: None, self._paste, extra, self._heard)
 
     @classmethod
     async def open(cls, engine: Engine, container: str) -> Self:
@@ -164,6 +164,9 @@ class Room:
 
     async def _lift(self) -> None:
         await self.ask("lift")
+
+    async def _heard(self, presses: int) -> bool:
+        return (await self.ask("heard", presses=presses))["heard"] is True
 
 
 async def _ready(tunnel: Tunnel, desk: Desk) -> None:

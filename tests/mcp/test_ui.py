@@ -174,3 +174,21 @@ def test_a_page_in_chromium_is_read_and_used(house: Home) -> None:
             assert time.monotonic() - began < 6, "a look at a page takes a fraction of a second"
 
     run(body(), timeout=180)
+
+
+def test_keys_come_after_the_click_that_they_follow_however_slow_the_window_manager_is(house: Home) -> None:
+    """It has the X server hold each click back until it has looked at it, and keys would overtake it."""
+    stop = 'for p in /proc/[0-9]*; do [ "$(cat $p/comm)" = openbox ] && p=${p#/proc/} && kill -STOP $p && break; done'
+
+    async def body() -> None:
+        async with leased(house) as (session, lease), house.client() as fleet:
+            await start(session, "gtk")
+            entry = await found(session, '"Name"', window="Gtk form", role="text")
+            greet = await found(session, '"Greet"', window="Gtk form", role="button")
+            assert text(await session.call_tool("click", {"ref": greet})) == "Done."
+            await found(session, '"Hello', window="Gtk form", role="button")
+            await fleet.run(lease["desktop"], ["sh", "-c", f"{stop}; (sleep 1; kill -CONT $p) >/dev/null 2>&1 &"])
+            assert text(await session.call_tool("type", {"text": "after", "ref": entry})) == "2 actions done."
+            await found(session, "= 'after'", window="Gtk form")
+
+    run(body(), timeout=120)
