@@ -229,7 +229,7 @@ class Core:
             generation=desktop.generation if desktop else (lease.generation if lease else None),
             **more,
         )
-        return tx.append(draft).seq
+        return tx.add(draft)
 
     def get_lease(self, tx: Tx, lease: str) -> Lease:
         found = tx.get(Lease, lease)

@@ -12,7 +12,7 @@ import hmac
 import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from pydantic import ConfigDict, ValidationError
 
@@ -20,6 +20,8 @@ from cu_fleet.model.errors import BrokenError, InvalidError
 from cu_fleet.model.record import Record, Value
 
 START = "0" * 64  # what the first entry points back to
+_HALF = "\\ud"  # how JSON writes what may be half a character
+_DEEP = 60  # brackets; more may be nested deeper than can be read back
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -46,6 +48,9 @@ class Draft(Value):
     facts: dict[str, object] = {}
 
 
+_DEFAULTS = {name: field.get_default() for name, field in Draft.model_fields.items() if not field.is_required()}
+
+
 class Entry(Record, Draft):
     TABLE: ClassVar[str] = "audit"
     KEY: ClassVar[str] = "seq"
@@ -64,24 +69,44 @@ class Anchor(Value):
     at: float
 
 
+class Sealed(NamedTuple):
+    """An entry as a store keeps it."""
+
+    seq: int
+    mac: str
+    text: str  # canonical
+
+    def entry(self) -> Entry:
+        return Entry.model_validate_json(self.text).model_copy(update={"mac": self.mac})
+
+
 def chained(draft: Draft, head: Entry | Anchor | None, key: bytes) -> Entry:
     """The entry that follows `head`, exactly as it will be read back."""
-    after = (head.seq, head.mac) if head else None
-    return sealed(draft, after, key)[0]
+    return sealed(draft, (head.seq, head.mac) if head else None, key).entry()
 
 
-def sealed(draft: Draft, head: tuple[int, str] | None, key: bytes) -> tuple[Entry, str]:
-    """The entry that follows the one of this number and MAC, and its canonical text.
+def sealed(draft: Draft, head: tuple[int, str] | None, key: bytes) -> Sealed:
+    """The entry that follows the one of this number and MAC.
 
     What JSON cannot carry (an infinite number, half a character) is refused here: it would verify never again.
     """
     seq, previous = (head[0] + 1, head[1]) if head else (1, START)
     try:
-        text = _canonical(draft, {"seq": seq, "previous": previous})
-        entry = Entry.model_validate_json(text)
+        text = _text(draft, {"seq": seq, "previous": previous})
+        if _HALF in text or text.count("{") + text.count("[") > _DEEP:
+            Entry.model_validate_json(text)
     except (ValueError, ValidationError) as e:
         raise InvalidError(f"{draft.what} by {draft.who!r} cannot be recorded: {e}", code="not_recordable") from None
-    return entry.model_copy(update={"mac": _mac(text, key)}), text
+    return Sealed(seq, _mac(text, key), text)
+
+
+def _text(draft: Draft, place: Mapping[str, object]) -> str:
+    """Canonical. Mostly a draft holds what JSON knows as it is, and need not be turned into that first."""
+    fields = {name: value for name, value in draft.__dict__.items() if value != _DEFAULTS.get(name, ...)}
+    try:
+        return _ENCODER.encode({**fields, **place})
+    except TypeError:
+        return _canonical(draft, place)
 
 
 def canonical(entry: Entry) -> str:

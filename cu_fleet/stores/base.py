@@ -56,6 +56,10 @@ class Tx(Protocol):
         """Add an entry to the audit chain, in this same transaction."""
         ...
 
+    def add(self, draft: Draft) -> int:
+        """The same, for whoever needs no more of it than its number."""
+        ...
+
     def head(self) -> Entry | None:
         """The newest audit entry."""
         ...

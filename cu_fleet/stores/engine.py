@@ -30,7 +30,7 @@ LIMIT = 30.0  # seconds a transaction may take before it is broken off
 
 
 class SqlStore(ABC):
-    """See `stores.base.Store`. What is abstract runs on the store's thread, save `interrupt` and what `begin_now` began."""
+    """See `stores.base.Store`. What is abstract runs on the store's thread; `interrupt` and `begin_now` on the loop's."""
 
     dialect: str
 
@@ -52,7 +52,7 @@ class SqlStore(ABC):
     def begin(self, *, lasting: bool) -> None: ...
 
     def begin_now(self) -> bool:
-        """Begin one that need not last, on the loop's thread; False if somebody or a disk would have to be waited for."""
+        """Begin one that need not last, to be done by the loop; False if that might mean to wait."""
         return False
 
     @abstractmethod

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from cu_fleet.model.audit import Entry
+from cu_fleet.model.audit import Draft, Entry, Sealed
 from cu_fleet.model.errors import BrokenError, InvalidError
 from cu_fleet.model.record import Record
 
@@ -116,9 +116,10 @@ def record_of(kind: type[R], body: str) -> R:
         ) from None
 
 
-def entry_row(entry: Entry, text: str) -> dict[str, object]:
+def entry_row(draft: Draft, made: Sealed) -> dict[str, object]:
     """The parameters that write an audit entry: its body is the very text that its MAC covers."""
-    return {name: getattr(entry, name) for name in (Entry.KEY, *Entry.COLUMNS)} | {"body": text}
+    of_draft = draft.__dict__
+    return {name: of_draft.get(name) for name in Entry.COLUMNS} | {"seq": made.seq, "mac": made.mac, "body": made.text}
 
 
 ENTRY_COLUMNS = ", ".join(("seq", *Entry.COLUMNS, "body"))

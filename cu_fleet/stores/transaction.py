@@ -8,7 +8,7 @@ has caught it. PostgreSQL would allow nothing else, and half of "all of these or
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from cu_fleet.model.audit import Draft, Entry, sealed
+from cu_fleet.model.audit import Draft, Entry, Sealed, sealed
 from cu_fleet.model.errors import BrokenError, ConflictError, FleetError
 from cu_fleet.model.record import Record
 from cu_fleet.stores.base import TakenError
@@ -81,11 +81,17 @@ class SqlTx:
         return int(self._do(NEXT_NUMBER, {"name": name})[0][0] or 0)
 
     def append(self, draft: Draft) -> Entry:
+        return self._append(draft).entry()
+
+    def add(self, draft: Draft) -> int:
+        return self._append(draft).seq
+
+    def _append(self, draft: Draft) -> Sealed:
         """The chain's end is read anew each time: a cached one would outlive a rollback, or another process's entry."""
         rows = self._do(END, {})
-        entry, text = sealed(draft, (int(rows[0][0] or 0), str(rows[0][1])) if rows else None, self._key)
-        self._do(table_of(Entry).append, entry_row(entry, text), entry)
-        return entry
+        made = sealed(draft, (int(rows[0][0] or 0), str(rows[0][1])) if rows else None, self._key)
+        self._do(table_of(Entry).append, entry_row(draft, made))
+        return made
 
     def head(self) -> Entry | None:
         rows = self._do(HEAD, {})
