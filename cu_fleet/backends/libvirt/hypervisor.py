@@ -1,10 +1,14 @@
-"""Talking to libvirt: which hypervisor, from a few threads of our own, and its refusals in our words.
+"""Talking to libvirt: which hypervisor, from threads of our own, and its refusals in our words.
 
 libvirt's Python binding has an event loop for asyncio, but that carries events only: every call still blocks until it
-is answered, which for a machine being saved takes seconds. So calls run in threads, as those to a Docker engine do; a
-caller that is cancelled still waits, so that nothing goes on behind anyone's back. And that a machine has ended is
-heard first from its screen, without events. One connection serves all threads, and is made anew when it broke.
+is answered, which for a machine being saved takes seconds. So calls run in threads, and libvirt's own loop, which
+unlike that one may be used from many, runs in one more: it notices at once that a connection broke, and within half a
+minute that nobody answers on it any more, and then every call that waits is given up.
 
+A caller that is cancelled still waits a while, so that nothing goes on behind anyone's back; then the thread is left to
+itself, for a hypervisor may hang longer than anybody can wait. What comes of that late is found by the sweep.
+
+One connection serves all threads, and is made anew when it broke: who answered before is given a moment to come back.
 The binding is loaded when it is first needed: who has no machines pays nothing for them.
 """
 
@@ -13,21 +17,27 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
-from cu_fleet.model.errors import ConflictError, FleetError, UnavailableError
+from cu_fleet.model.errors import ConflictError, FleetError, UnavailableError, UnsupportedError
 
 if TYPE_CHECKING:
     from libvirt import virConnect, virDomain
 
 T = TypeVar("T")
-_AT_ONCE = 8
 _FULL = "No space left on device"
+_ALIVE = (5, 5)  # seconds between two signs of life, and how many may stay away
+_GRACE = 10.0  # seconds that a call may go on after nobody wants its answer any more
+_BACK = 10.0  # seconds that a hypervisor which answered before may take to come back
+_AGAIN = 0.2
+_STARTING = threading.Lock()
 
 
 class Hypervisor:
@@ -35,11 +45,11 @@ class Hypervisor:
 
     def __init__(self, uri: str | None = None) -> None:
         self._given = uri
-        self._threads = ThreadPoolExecutor(_AT_ONCE, "libvirt")
         self._connecting = threading.Lock()
         self._held: list[virConnect] = []
+        self._known = False  # whether it ever answered
         self.facts: dict[str, str] = {}  # found out over this connection, and true as long as it lasts
-        weakref.finalize(self, _close, self._threads, self._held)
+        weakref.finalize(self, _close, self._held)
 
     @property
     def uri(self) -> str:
@@ -52,13 +62,13 @@ class Hypervisor:
         return await self.wait(partial(self.now, work))
 
     async def wait(self, work: Callable[[], T]) -> T:
-        """Run what blocks in one of the threads, to its end even when cancelled."""
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        """Run what blocks in a thread, to its end even when cancelled, if that comes soon."""
+        future = asyncio.wrap_future(_begun(work))
+        future.add_done_callback(_seen)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            await asyncio.wait([future])
-            future.exception()  # seen, so that the loop does not complain of it
+            await asyncio.wait([future], timeout=_GRACE)
             raise
 
     def now(self, work: Callable[[virConnect], T]) -> T:
@@ -69,23 +79,94 @@ class Hypervisor:
     def _connection(self) -> virConnect:
         import libvirt
 
-        with self._connecting:
+        if not self._connecting.acquire(timeout=_BACK):
+            raise _silent(self.uri, "it lets itself be connected to, and says nothing")
+        try:
             if self._held and not self._held[0].isAlive():
                 with suppress(libvirt.libvirtError):
                     self._held.pop().close()
             if not self._held:
-                libvirt.registerErrorHandler(_quiet, None)  # else each is printed, too
                 self.facts.clear()
-                self._held.append(libvirt.open(self.uri))
+                self._held.append(self._opened())
+                self._known = True
             return self._held[0]
+        finally:
+            self._connecting.release()
+
+    def _opened(self) -> virConnect:
+        from libvirt import libvirtError
+
+        until = time.monotonic() + (_BACK if self._known else 0)
+        while True:
+            try:
+                return _open(self.uri)
+            except libvirtError:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(_AGAIN)
+
+
+def _begun(work: Callable[[], T]) -> Future[T]:
+    """In a thread that keeps nobody from ending this process."""
+    future: Future[T] = Future()
+
+    def do() -> None:
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(work())
+            except BaseException as e:  # noqa: BLE001 - it is raised where the work is awaited
+                future.set_exception(e)
+
+    threading.Thread(target=do, name="libvirt", daemon=True).start()
+    return future
+
+
+def _seen(future: asyncio.Future[Any]) -> None:
+    """So that the loop does not complain of an error that nobody waited for."""
+    if not future.cancelled():
+        future.exception()
+
+
+def _open(uri: str) -> virConnect:
+    import libvirt
+
+    _must_be_here(uri)
+    with _STARTING:
+        _events()
+    connection = libvirt.open(uri)
+    connection.setKeepAlive(*_ALIVE)
+    return connection
+
+
+def _must_be_here(uri: str) -> None:
+    parts = urlsplit(uri)
+    if parts.netloc or parts.scheme not in ("qemu", "qemu+unix"):
+        raise UnsupportedError(
+            f"the hypervisor at {uri} is not QEMU on this machine, where screens and disks of desktops must be",
+            remedy="run a controller over there, and point CU_FLEET_URL at it; or unset LIBVIRT_DEFAULT_URI",
+            code="far_hypervisor",
+        )
+
+
+@cache
+def _events() -> None:
+    """Begin the loop that watches all connections of this process."""
+    import libvirt
+
+    def watch() -> None:
+        while True:
+            libvirt.virEventRunDefaultImpl()
+
+    libvirt.registerErrorHandler(_quiet, None)  # else each is printed, too
+    libvirt.virEventRegisterDefaultImpl()
+    threading.Thread(target=watch, name="libvirt events", daemon=True).start()
 
 
 def _quiet(context: object, error: object) -> None:
     del context, error
 
 
-def _close(threads: ThreadPoolExecutor, held: list[virConnect]) -> None:
-    threads.shutdown(wait=False)
+def _close(held: list[virConnect]) -> None:
     for connection in held:
         with suppress(Exception):
             connection.close()
@@ -132,11 +213,15 @@ def _refusal(uri: str, code: int | None, domain: int | None, said: str, libvirt:
         return UnavailableError(f"the disk is full: {said}", remedy="make room", code="disk_full")
     lost = (libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_AUTH_FAILED)
     if code in lost or domain in (libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE):
-        return UnavailableError(
-            f"the hypervisor at {uri} does not answer: {said}",
-            remedy="see whether it runs (virsh uri), or set LIBVIRT_DEFAULT_URI",
-            code="no_hypervisor",
-        )
+        return _silent(uri, said)
     if code in (libvirt.VIR_ERR_DOM_EXIST, libvirt.VIR_ERR_OPERATION_FAILED) and "already exists" in said:
         return ConflictError(f"libvirt says: {said}", code="hypervisor_conflict")
     return UnavailableError(f"libvirt failed: {said}", code="hypervisor_failed")
+
+
+def _silent(uri: str, why: str) -> UnavailableError:
+    return UnavailableError(
+        f"the hypervisor at {uri} does not answer: {why}",
+        remedy="see whether it runs (virsh uri), or set LIBVIRT_DEFAULT_URI",
+        code="no_hypervisor",
+    )
