@@ -25,6 +25,7 @@ def done(
     guard: Callable[[], None] = lambda: None,
     paste_text: Any = None,
     extra: Extra | None = None,
+    heard_by: Any = None,
     server_name: bytes = b"fake",
     after: Callable[[Hands, Server], Any] | None = None,
 ) -> list[tuple[int, ...]]:
@@ -33,7 +34,7 @@ def done(
     async def work() -> list[tuple[int, ...]]:
         async with Server(name=server_name) as server:
             screen = await Screen.open(server.ours)
-            hands = Hands(screen, lambda: None, paste_text, extra)
+            hands = Hands(screen, lambda: None, paste_text, extra, heard_by)
             await hands.claim_pointer()
             server.heard.clear()
             hands.fingers.guard = guard
@@ -77,6 +78,36 @@ def test_a_click_goes_there_first_and_counts_with_modifiers_around() -> None:
         key(SHIFT, down=False),
         key(CTRL, down=False),
     ]
+
+
+def test_keys_wait_until_the_presses_before_them_were_heard_and_nothing_else_does() -> None:
+    asked: list[int] = []
+
+    async def heard_by(presses: int) -> bool:
+        asked.append(presses)
+        return True
+
+    click: dict[str, Any] = {"type": "click", "x": 3, "y": 4}
+    key_a = {"type": "key", "keys": "a"}
+    done(
+        key_a,
+        {"type": "move", "x": 1, "y": 1},
+        key_a,
+        {"type": "scroll", "x": 1, "y": 1, "dy": 1},
+        key_a,
+        heard_by=heard_by,
+    )
+    assert asked == []
+    done(
+        click,
+        {**click, "x": 50, "count": 2},
+        key_a,
+        key_a,
+        {**click, "x": 30},
+        {"type": "type", "text": "b"},
+        heard_by=heard_by,
+    )
+    assert asked == [3, 1]
 
 
 def test_new_hands_lift_the_buttons_of_whoever_was_there_before() -> None:
