@@ -23,7 +23,7 @@ from cu_fleet.backends.base import Backend, Check, Place
 from cu_fleet.backends.docker import DockerBackend, DockerVncBackend, Engine
 from cu_fleet.backends.docker import images as docker_images
 from cu_fleet.backends.docker.images import Image
-from cu_fleet.backends.libvirt import LibvirtBackend
+from cu_fleet.backends.libvirt import LibvirtBackend, LibvirtVncBackend
 from cu_fleet.backends.libvirt import building as machine_images
 from cu_fleet.backends.local import LocalBackend
 from cu_fleet.controller import Controller
@@ -137,7 +137,8 @@ async def open_store(settings: Settings, secret: bytes) -> Store:
 
 
 def backends_of(place: Place) -> dict[str, Backend]:
-    every: list[Backend] = [DockerBackend(place), DockerVncBackend(place), LibvirtBackend(place), LocalBackend(place)]
+    every: list[Backend] = [DockerBackend(place), DockerVncBackend(place), LocalBackend(place)]
+    every += [LibvirtBackend(place), LibvirtVncBackend(place)]
     return {backend.name: backend for backend in every}
 
 

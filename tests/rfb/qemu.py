@@ -43,8 +43,8 @@ from cu_fleet.rfb.screen import Screen
 
 WIDTH, HEIGHT = 1280, 800
 _DEADLINE = 90.0  # seconds for any answer; emulation on a loaded machine is slow
-_MODULES = ["virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci"]
-_MODULES += ["evdev", "virtio_input"]
+VIRTIO = ("virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci")
+_MODULES = (*VIRTIO, "evdev", "virtio_input")
 _META = "linux-image-cloud-amd64"
 _MARKS = (275, 143)  # the tablet's side button and the keyboard's wake-up key
 _KINDS = {1: "key", 2: "rel", 3: "abs"}
@@ -97,10 +97,10 @@ class Qemu:
         self._folder = folder
         login = [] if password is None else ["-object", f"secret,id=login,data={password}"]
         vnc = f"unix:{self.path}" + (",password-secret=login" if login else "") + vnc
-        kernel, initramfs = _guest()
+        kernel, files = guest()
         self._command = [
             *("qemu-system-x86_64", "-accel", "tcg", "-m", "128", "-nodefaults", "-no-user-config", "-no-reboot"),
-            *("-kernel", str(kernel), "-initrd", str(initramfs), "-append", "console=ttyS0 quiet panic=-1"),
+            *("-kernel", str(kernel), "-initrd", str(files), "-append", "console=ttyS0 quiet panic=-1"),
             *("-vga", "std", "-device", "virtio-tablet-pci"),
             *(("-device", "virtio-keyboard-pci") if keyboard == "virtio" else ()),
             *("-serial", "stdio", "-qmp", f"unix:{folder}/qmp,server=on,wait=off", *login, "-vnc", vnc),
@@ -222,8 +222,8 @@ def qemu(**options: Any) -> Iterator[Qemu]:
 
 
 @functools.cache
-def _guest() -> tuple[Path, Path]:
-    """The guest's kernel and its files; the kernel's package is kept with the user's caches."""
+def guest(init: str = _INIT, modules: tuple[str, ...] = _MODULES) -> tuple[Path, Path]:
+    """A guest's kernel and its files; the kernel's package is kept with the user's caches."""
     package = _package()
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cu-fleet-tests" / package
     if not home.exists():
@@ -235,7 +235,7 @@ def _guest() -> tuple[Path, Path]:
             with contextlib.suppress(FileExistsError, OSError):  # another was faster
                 Path(folder, "files").rename(home)
     [kernel] = home.glob("boot/vmlinuz-*")
-    return kernel, _initramfs(home)
+    return kernel, _initramfs(home, init, modules)
 
 
 def _package() -> str:
@@ -249,11 +249,11 @@ def _package() -> str:
     return str(name)
 
 
-def _initramfs(home: Path) -> Path:
+def _initramfs(home: Path, init: str, modules: tuple[str, ...]) -> Path:
     """A cpio archive, as Linux wants it."""
-    files = {"init": _INIT.replace("PICTURE", hex(_PICTURE)).encode(), "sbin/paint": _program(_PAINT)}
+    files = {"init": init.replace("PICTURE", hex(_PICTURE)).encode(), "sbin/paint": _program(_PAINT)}
     files["bin/busybox"] = Path("/bin/busybox").read_bytes()
-    for number, module in enumerate(_MODULES):
+    for number, module in enumerate(modules):
         [path] = home.glob(f"lib/modules/*/kernel/**/{module}.ko*")
         data = path.read_bytes()
         files[f"lib/{number}{module}"] = lzma.decompress(data) if path.suffix == ".xz" else data

@@ -1,18 +1,21 @@
 """Disks of machines: layers over what nobody writes to any more, made and measured by QEMU's own tool."""
 
+import json
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from cu_fleet.model.errors import UnavailableError
 
 _SECONDS = 600
 
 
-def overlay(path: Path, base: Path, uid: int | None) -> None:
+def overlay(path: Path, base: Path, uid: int | None, kind: str = "qcow2") -> None:
     """A new disk that begins as `base`, which must not change as long as this one is used."""
-    _tool("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(path))
+    _tool("create", "-q", "-f", "qcow2", "-F", kind, "-b", str(base), str(path))
     give(path, uid)
 
 
@@ -38,13 +41,30 @@ def used(path: Path) -> int:
     return path.stat().st_blocks * 512
 
 
-def _tool(*arguments: str) -> None:
+def info(path: Path) -> dict[str, Any]:
+    """What QEMU's tool says of a disk."""
+    found: dict[str, Any] = json.loads(_tool("info", "--output=json", "-U", str(path)))
+    return found
+
+
+def beginning(path: Path, kind: str, size: int) -> bytes:
+    """The first bytes that a machine would see on it."""
+    with tempfile.TemporaryDirectory(prefix="cu-fleet-disk-") as folder:
+        out = Path(folder, "out")
+        _tool("dd", "-U", "-f", kind, "-O", "raw", "bs=512", f"count={size // 512}", f"if={path}", f"of={out}")
+        return out.read_bytes()
+
+
+def _tool(*arguments: str) -> str:
     if shutil.which("qemu-img") is None:
         raise UnavailableError("qemu-img is not installed", remedy="apt-get install qemu-utils", code="missing_program")
-    _run(["qemu-img", *arguments], "the disk could not be made")
+    return _run(
+        ["qemu-img", *arguments],
+        "the disk could not be made" if arguments[0] == "create" else "the disk cannot be read",
+    )
 
 
-def _run(command: list[str], what: str) -> None:
+def _run(command: list[str], what: str) -> str:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     if ended.returncode:
         said = (ended.stderr or ended.stdout).strip()
@@ -52,3 +72,4 @@ def _run(command: list[str], what: str) -> None:
         raise UnavailableError(
             f"{what}: {said}", remedy="make room" if full else "", code="disk_full" if full else "disk_failed"
         )
+    return ended.stdout

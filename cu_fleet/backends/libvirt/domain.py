@@ -14,11 +14,13 @@ from xml.etree.ElementTree import Element, SubElement
 from cu_fleet.backends.libvirt import firmware
 from cu_fleet.backends.libvirt.firmware import Firmware
 from cu_fleet.backends.libvirt.layout import Desk
-from cu_fleet.backends.libvirt.options import options
+from cu_fleet.backends.libvirt.options import ForeignOptions, options
 from cu_fleet.model.profile import Profile
 
 NAMESPACE = "urn:cu-fleet:desktop:1"
 PORT = "cu-fleet"
+AGENT = "org.qemu.guest_agent.0"  # whom an image that is not ours may have inside
+_KINDS = ("disk", "input", "video")
 _PERIOD = 100_000  # microseconds
 _COMMAND_LINE = "root=LABEL=cu-fleet rw quiet console=tty1 console=ttyS0 systemd.show_status=0 mitigations=off"
 ElementTree.register_namespace("cu-fleet", NAMESPACE)
@@ -30,21 +32,23 @@ class Machine:
 
     kind: str  # "kvm", or "qemu" for emulation
     type: str  # QEMU's name of the board
-    image: Path  # the golden image's folder
-    seed: Path
+    image: Path  # the golden image's folder, or the user's image
+    seed: Path | None  # None: nothing of ours is inside
     memory: int
     cpus: float
     width: int
     height: int
     uefi: Firmware | None = None  # None: BIOS
     tpm: bool = False
+    plain: bool = False  # of hardware that every system can drive
 
     @classmethod
-    def of(cls, profile: Profile, kind: str, board: str, image: Path, seed: Path) -> "Machine":
+    def of(cls, profile: Profile, kind: str, board: str, image: Path, seed: Path | None) -> "Machine":
         limits, screen, wanted = profile.limits, profile.screen, options(profile)
         uefi = firmware.find(secure=wanted.secure_boot) if wanted.firmware == "uefi" else None
         size = (screen.width, screen.height)
-        return cls(kind, board, image, seed, limits.memory, limits.cpus, *size, uefi, wanted.tpm)
+        plain = isinstance(wanted, ForeignOptions) and wanted.hardware == "plain"
+        return cls(kind, board, image, seed, limits.memory, limits.cpus, *size, uefi, wanted.tpm, plain)
 
     def at(self, seed: Path) -> "Machine":
         return replace(self, seed=seed)
@@ -89,27 +93,30 @@ def _boot(top: Element, machine: Machine, desk: Desk) -> None:
         secure = "yes" if uefi.secure else "no"
         _text(system, "loader", str(uefi.code), readonly="yes", secure=secure, type="pflash")
         _text(system, "nvram", str(desk.nvram), template=str(uefi.settings))
-    _text(system, "kernel", str(machine.image / ("vmlinuz" if machine.uefi else "vmlinux")))
-    _text(system, "initrd", str(machine.image / "initrd"))
-    _text(system, "cmdline", _COMMAND_LINE)
+    if machine.seed is not None:
+        _text(system, "kernel", str(machine.image / ("vmlinuz" if machine.uefi else "vmlinux")))
+        _text(system, "initrd", str(machine.image / "initrd"))
+        _text(system, "cmdline", _COMMAND_LINE)
 
 
 def _devices(devices: Element, machine: Machine, desk: Desk) -> None:
-    _disk(devices, "vda", "qcow2", desk.disk, discard="unmap")
-    seed = _disk(devices, "vdb", "raw", machine.seed)
-    SubElement(seed, "readonly")
-    _text(seed, "serial", PORT)
-    SubElement(devices, "controller", type="usb", model="none")
+    bus = {"disk": "sata", "input": "usb", "video": "vga"} if machine.plain else dict.fromkeys(_KINDS, "virtio")
+    _disk(devices, "vda", "qcow2", desk.disk, bus["disk"], discard="unmap")
+    if machine.seed is not None:
+        seed = _disk(devices, "vdb", "raw", machine.seed, "virtio")
+        SubElement(seed, "readonly")
+        _text(seed, "serial", PORT)
+    SubElement(devices, "controller", type="usb", model="qemu-xhci" if machine.plain else "none")
     SubElement(devices, "controller", type="virtio-serial")
     channel = SubElement(devices, "channel", type="unix")
     SubElement(channel, "source", mode="bind", path=str(desk.port))
-    SubElement(channel, "target", type="virtio", name=PORT)
+    SubElement(channel, "target", type="virtio", name=AGENT if machine.seed is None else PORT)
     console = SubElement(devices, "serial", type="unix")
     SubElement(console, "source", mode="bind", path=str(desk.console))
     for kind in ("tablet", "keyboard"):
-        SubElement(devices, "input", type=kind, bus="virtio")
+        SubElement(devices, "input", type=kind, bus=bus["input"])
     SubElement(devices, "graphics", type="vnc", socket=str(desk.screen), sharePolicy="ignore")
-    model = SubElement(SubElement(devices, "video"), "model", type="virtio", heads="1", primary="yes")
+    model = SubElement(SubElement(devices, "video"), "model", type=bus["video"], heads="1", primary="yes")
     SubElement(model, "resolution", x=str(machine.width), y=str(machine.height))
     if machine.tpm:
         backend = SubElement(SubElement(devices, "tpm", model="tpm-crb"), "backend", type="external")
@@ -118,11 +125,11 @@ def _devices(devices: Element, machine: Machine, desk: Desk) -> None:
     SubElement(devices, "memballoon", model="none")
 
 
-def _disk(devices: Element, name: str, kind: str, path: Path, **driver: str) -> Element:
+def _disk(devices: Element, name: str, kind: str, path: Path, bus: str, **driver: str) -> Element:
     disk = SubElement(devices, "disk", type="file", device="disk")
     SubElement(disk, "driver", {"name": "qemu", "type": kind, **driver})
     SubElement(disk, "source", file=str(path))
-    SubElement(disk, "target", dev=name, bus="virtio")
+    SubElement(disk, "target", dev=name, bus=bus)
     return disk
 
 

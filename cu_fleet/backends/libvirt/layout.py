@@ -69,13 +69,15 @@ class Desk:
 
 
 class Layout:
-    def __init__(self, place: Place, store: Path | None = None) -> None:
-        self.fleet = place.fleet
+    def __init__(self, place: Place, store: Path | None = None, kind: str = "libvirt") -> None:
+        """`kind` is the backend's name; what one made is not found by the other."""
+        self.fleet = place.fleet if kind == "libvirt" else f"{place.fleet}-{kind}"
+        self.kind = kind
         self.profile_dirs = place.profile_dirs
         self.store = store or place.machines or (STORE if os.geteuid() == 0 else place.home / "libvirt")
         self.home = place.home
-        self.own = place.home / "libvirt-own"
-        self.uids = Uids(self.own / "uids", f"{place.fleet}/libvirt")
+        self.own = place.home / f"{kind}-own"
+        self.uids = Uids(self.own / "uids", f"{place.fleet}/{kind}")
 
     @property
     def used(self) -> bool:
@@ -92,7 +94,7 @@ class Layout:
 
     @property
     def warm(self) -> Path:
-        return self.store / "warm"
+        return self.store / ("warm" if self.kind == "libvirt" else f"warm-{self.kind}")
 
     @property
     def desktops(self) -> Path:

@@ -208,3 +208,15 @@ def usage(domain: virDomain) -> tuple[int | None, float]:
     """Bytes of this host's memory that the machine's process has, and seconds it has run."""
     memory = domain.memoryStats().get("rss")
     return memory and memory << 10, domain.info()[4] / 1e9
+
+
+def wanted(api: virConnect, domain: virDomain) -> list[float]:
+    """Seconds that each of its processors has run, or would have if it had been its turn."""
+    import libvirt
+
+    [(_, said)] = api.domainListGetStats([domain], libvirt.VIR_DOMAIN_STATS_VCPU)
+    each = [
+        said.get(f"vcpu.{number}.time", 0) + said.get(f"vcpu.{number}.delay", 0)
+        for number in range(said["vcpu.maximum"])
+    ]
+    return [one / 1e9 for one in each] if any(each) else [float(domain.info()[4]) / 1e9]

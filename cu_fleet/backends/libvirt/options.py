@@ -1,14 +1,15 @@
 """What a profile may say below `options` for desktops in virtual machines."""
 
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 from pydantic import ValidationError, model_validator
 
 from cu_fleet.model.errors import InvalidError
-from cu_fleet.model.profile import Profile
+from cu_fleet.model.profile import Profile, Seconds
 from cu_fleet.model.record import Value
 
 IMAGE = "vm-desktop"  # where the profile names none
+FOREIGN = "libvirt-vnc"  # the backend for images that are not ours
 
 
 class Options(Value):
@@ -26,14 +27,32 @@ class Options(Value):
         return self
 
 
+class ForeignOptions(Options):
+    """The same for images that are not ours."""
+
+    hardware: Literal["plain", "virtio"] = "plain"  # plain: SATA, USB and VGA, which every system can drive
+    up_after: Seconds | None = None  # None: it is up when it rests, with a screen of the profile's size
+
+
+T = TypeVar("T", bound=Options)
+
+
 def options(profile: Profile) -> Options:
+    return _checked(profile, ForeignOptions if profile.backend == FOREIGN else Options)
+
+
+def foreign_options(profile: Profile) -> ForeignOptions:
+    return _checked(profile, ForeignOptions)
+
+
+def _checked(profile: Profile, kind: type[T]) -> T:
     try:
-        return Options.model_validate(profile.options)
+        return kind.model_validate(profile.options)
     except ValidationError as e:
         wrong = e.errors()[0]
         raise InvalidError(
             f'profile "{profile.name}": {_at(wrong["loc"])}: {wrong["msg"].removeprefix("Value error, ")}',
-            remedy=f"the libvirt backend knows {', '.join(Options.model_fields)}",
+            remedy=f"the {profile.backend} backend knows {', '.join(kind.model_fields)}",
             code="bad_options",
         ) from None
 

@@ -48,7 +48,7 @@ class Snapshots:
             above = desk.dir / f"disk-{len(list(desk.dir.glob('disk*.qcow2')))}.qcow2"
             disks.overlay(above, top, uid)
             try:
-                domain.snapshotCreateXML(_xml(new / "memory", above), _flags())
+                domain.snapshotCreateXML(_xml(new / "memory", above, domain.XMLDesc()), _flags())
             except BaseException:
                 above.unlink(missing_ok=True)
                 raise
@@ -121,14 +121,15 @@ def _top(xml: str) -> Path:
     raise BrokenError("the machine has no disk", code="damaged")
 
 
-def _xml(memory: Path, above: Path) -> str:
+def _xml(memory: Path, above: Path, machine: str) -> str:
     top = Element("domainsnapshot")
     SubElement(top, "memory", snapshot="external", file=str(memory))
     layers = SubElement(top, "disks")
     disk = SubElement(layers, "disk", name="vda", snapshot="external", type="file")
     SubElement(disk, "driver", type="qcow2")
     SubElement(disk, "source", file=str(above))
-    SubElement(layers, "disk", name="vdb", snapshot="no")
+    if "'vdb'" in machine:  # the seed
+        SubElement(layers, "disk", name="vdb", snapshot="no")
     return tostring(top, "unicode")
 
 

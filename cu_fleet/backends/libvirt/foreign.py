@@ -1,0 +1,210 @@
+"""Machines of images that are not ours: whatever begins from a disk, seen and driven by QEMU's own VNC.
+
+Nobody of ours is inside, so there are no commands, files, windows and clipboard, and no clock set after a rollback. The
+rest is as with our own: a machine is booted once and saved when it has come to rest, and desktops are forks of that,
+each with its own disk, firmware settings and TPM. Nobody inside can say a secret either, so that a fork is the right
+one rests on what is outside: its memory and its disk lie in one folder, written together and never again; libvirt says
+which of them the machine has; and its screen is of the profile's size. What it calls itself inside, its forks share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+from cu_fleet.backends import door
+from cu_fleet.backends.base import Abilities, Check, Endpoint, Place, Saved, Spec, Usage
+from cu_fleet.backends.libvirt import domain, given, machines
+from cu_fleet.backends.libvirt.backend import LibvirtBackend, _Ability, _Disk, _Freeze, _Network, _still
+from cu_fleet.backends.libvirt.disks import overlay
+from cu_fleet.backends.libvirt.hypervisor import Hypervisor
+from cu_fleet.backends.libvirt.images import NAMES
+from cu_fleet.backends.libvirt.layout import Desk, Layout
+from cu_fleet.backends.libvirt.options import FOREIGN, foreign_options
+from cu_fleet.backends.libvirt.snapshots import Snapshots
+from cu_fleet.backends.libvirt.warm import SECONDS_TO_BOOT, State, Warm, read
+from cu_fleet.model.desktop import Handle
+from cu_fleet.model.errors import BrokenError, FleetError, UnavailableError
+from cu_fleet.model.profile import Profile
+
+_REST = 10.0  # seconds of rest after which a machine is taken to be up
+_WRONG = 60.0  # seconds of rest with a screen of another size, after which it will not change any more
+_BUSY = 0.5  # of any of its processors' time; one that rests still hears its timers, and may have to wait for a turn
+_NAP = 1.0
+
+
+class ForeignWarm(Warm):
+    async def state(self, profile: Profile) -> State:
+        image = await asyncio.to_thread(given.need, profile)
+        kind = await self._kind(profile)
+        await self.hypervisor.do(lambda api: self._learn(api, kind))
+        facts = self.hypervisor.facts
+        machine = domain.Machine.of(profile, kind, facts[kind], image.path, None)
+        data = given.note(image, foreign_options(profile).up_after)
+        key = _key(machine, facts["versions"], data.decode())
+        folder = self.layout.warm / key
+        while (known := read(folder)) is None:
+            await self._made(key, machine, data)
+        return known
+
+    async def _kind(self, profile: Profile) -> str:
+        """What KVM is tried with is a kernel of ours; without one machines are emulated, unless the profile insists."""
+        ours = [self.layout.images / name for name in NAMES if (self.layout.images / name / "vmlinux").exists()]
+        wanted = foreign_options(profile).acceleration
+        if ours or wanted == "none" or self.acceleration.known() is not None:
+            return await self.acceleration.kind(profile, ours[0] if ours else Path())
+        return "kvm" if wanted == "kvm" else "qemu"
+
+    def _furnish(self, desk: Desk, uid: int | None, machine: domain.Machine, data: bytes) -> None:
+        self.layout.make(desk, uid)
+        (desk.dir / given.NOTE).write_bytes(data)
+        overlay(desk.disk, machine.image, uid, given.as_it_was(desk.dir).kind)
+
+    async def _boot(self, desk: Desk, uid: int | None, machine: domain.Machine, canary: str) -> None:
+        own = domain.xml(machine, desk, "warming", self.layout.fleet, uid)
+        wait = (await asyncio.to_thread(given.as_it_was, desk.dir)).up_after
+        await self.hypervisor.do(lambda api: machines.begin(api, own, desk, uid))
+        rest = _Rest(self.hypervisor, desk, (machine.width, machine.height), os.geteuid() if uid is None else uid)
+        try:
+            async with asyncio.timeout(SECONDS_TO_BOOT + (wait or 0)):
+                await rest.reached(wait)
+            await asyncio.to_thread(given.as_it_was, desk.dir)
+        except TimeoutError:
+            raise UnavailableError(
+                f"a machine of {machine.image} did not come to rest within {SECONDS_TO_BOOT:.0f} s: {rest.said}",
+                remedy="say how long it takes until it is up: options: {up_after: 3m}",
+                code="start_failed",
+            ) from None
+
+
+class _Rest:
+    """Whether a machine has come to rest: its processors idle, its screen of the size it shall have."""
+
+    def __init__(self, hypervisor: Hypervisor, desk: Desk, size: tuple[int, int], uid: int) -> None:
+        self.hypervisor, self.desk, self.size, self.uid = hypervisor, desk, size, uid
+        self.said = "it showed nothing"
+
+    async def reached(self, after: float | None) -> None:
+        if after is not None:
+            await asyncio.sleep(after)
+            await self.hypervisor.do(lambda api: machines.must_run(api, self.desk))
+            return
+        at = since = time.monotonic()
+        wanted = await self._wanted()
+        while True:
+            await asyncio.sleep(_NAP)
+            before, wanted = wanted, await self._wanted()
+            last, at = at, time.monotonic()
+            if max(now - then for then, now in zip(before, wanted, strict=True)) > _BUSY * (at - last):
+                since = at
+            if at - since >= _REST and await self._shows(at - since):
+                return
+
+    async def _wanted(self) -> list[float]:
+        return await self.hypervisor.do(lambda api: machines.wanted(api, machines.must_run(api, self.desk)))
+
+    async def _shows(self, rested: float) -> bool:
+        with door.connect(self.desk, self.desk.screen.name, self.uid) as sock:
+            found = await door.screen_size(sock)
+        self.said = f"its screen is {found[0]}x{found[1]}, not {self.size[0]}x{self.size[1]} as its profile says"
+        if found != self.size and rested > _WRONG:
+            raise BrokenError(
+                f"the image is up, but {self.said}",
+                remedy=f"say screen: {{width: {found[0]}, height: {found[1]}}}",
+                code="wrong_geometry",
+            )
+        return found == self.size
+
+
+def _key(machine: domain.Machine, *facts: str) -> str:
+    nobody = Desk("warm", Path("/"), "warm", "00000000-0000-4000-8000-000000000000")
+    parts = [domain.xml(machine, nobody, "", "", None), *facts]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+class ForeignSnapshots(Snapshots):
+    def state(self, snapshot: str) -> tuple[State, Path]:
+        """Nobody changes a base of ours; but what that rests on is the user's."""
+        found, base = super().state(snapshot)
+        given.as_it_was(base.parent)
+        return found, base
+
+
+class LibvirtVncBackend(LibvirtBackend):
+    name = FOREIGN
+
+    def __init__(self, place: Place, uri: str | None = None, store: Path | None = None) -> None:
+        super().__init__(place, uri, store)
+        self.layout = Layout(place, store, FOREIGN)
+        self.warm = ForeignWarm(self.layout, self.hypervisor)
+        self.snapshots = ForeignSnapshots(self.layout)
+        self.abilities = Abilities(
+            snapshots=_ForeignSnapshots(self),
+            freeze=_ForeignFreeze(self),
+            network=_Network(),
+            meter=_ForeignMeter(self),
+            disk=_Disk(self),
+        )
+
+    async def _become(self, desk: Desk, spec: Spec, state: State) -> None:
+        """It runs, and on its own disk over that state's."""
+        xml = await self.hypervisor.do(lambda api: machines.must_run(api, desk).XMLDesc())
+        layers = [one.get("file") for one in ElementTree.fromstring(xml).iterfind("devices/disk//source")]  # noqa: S314  # libvirt's own
+        base = str(state.disk) if spec.snapshot is None else None
+        if layers[:1] != [str(desk.disk)] or (base and base not in layers):
+            raise BrokenError(
+                f"desktop {desk.id} woke with the disks {layers}, not with its own over what was saved in {state.dir}",
+                code="wrong_state",
+            )
+
+    async def _settle(self, handle: Handle, spec: Spec) -> None:
+        """Nothing of ours begins inside."""
+
+    async def endpoint(self, handle: Handle) -> Endpoint | None:
+        found = await super().endpoint(handle)
+        return found and replace(found, helped=False)
+
+    async def check(self, profile: Profile | None = None) -> list[Check]:
+        if profile is None:
+            return []  # of the hypervisor itself the other backend tells
+        name = f"image of {profile.name}"
+        try:
+            found = await asyncio.to_thread(given.need, profile)
+        except FleetError as e:
+            return [Check(name, False, str(e), needed=False)]
+        lacking = "; nothing of ours is inside: no exec, launch, windows, files and clipboard_get"
+        return [Check(name, True, f"{found.path} ({found.kind}), {found.size_bytes >> 20} MiB{lacking}", needed=False)]
+
+
+class _ForeignSnapshots(_Ability):
+    async def save(self, handle: Handle, snapshot: str) -> Saved:
+        desk, boot = self.backend.desk(handle), str(handle.get("boot"))
+        return await self.do(lambda api: self.backend.snapshots.save(api, desk, snapshot, boot))
+
+    def restore(self, handle: Handle, spec: Spec) -> AsyncIterator[Handle]:
+        return self.backend.start(spec)
+
+    async def delete(self, snapshot: str) -> None:
+        await asyncio.to_thread(self.backend.snapshots.delete, snapshot)
+
+    async def saved(self) -> list[str]:
+        return await asyncio.to_thread(self.backend.snapshots.saved)
+
+
+class _ForeignFreeze(_Freeze):
+    async def thaw(self, handle: Handle) -> None:
+        desk = self.backend.desk(handle)
+        await self.do(lambda api: _still(machines.must_run(api, desk), False))
+
+
+class _ForeignMeter(_Ability):
+    async def usage(self, handle: Handle) -> Usage:
+        desk = self.backend.desk(handle)
+        memory, seconds = await self.do(lambda api: machines.usage(machines.must_run(api, desk)))
+        return Usage(memory, None, seconds)
