@@ -1,9 +1,9 @@
 """What the controller asks of a backend: four verbs, and abilities it may have besides.
 
-Write down before you create: `start` yields the handle it is *about* to create, then each better one, and the
-caller stores each before asking for the next; one that says `SCREEN_ANSWERS` lets the caller look at the screen
-while the rest comes up. `stop` takes any handle ever yielded, any number of times, also while
-nothing of it exists. A backend keeps no state of its own in memory that a restart would lose.
+Write down before you create: `start` yields the handle it is *about* to create, then each better one, and the caller
+stores each before asking for the next; one that says `SCREEN_ANSWERS` lets the caller look at the screen while the rest
+comes up, and one with `PROGRESS` has its caller wait longer. `stop` takes any handle ever yielded, any number of times,
+also while nothing of it exists. A backend keeps no state of its own in memory that a restart would lose.
 """
 
 import socket
@@ -27,6 +27,7 @@ class Spec:
     boot: str  # a fresh nonce for every start; the running desktop shows it
     label: str  # the name shown on the desktop's own screen, "codex-a" or "dk_…"
     snapshot: str | None = None  # begin with this saved state instead of a clean one
+    keep_slot: bool = True  # over a restore; False: what lies in it is nobody's any more
 
 
 @dataclass(frozen=True)

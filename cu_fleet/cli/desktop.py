@@ -36,7 +36,7 @@ def list_(as_json: Json = False) -> None:
 
 def _row(view: dict[str, Any]) -> list[output.Cell]:
     stage = f"{view['stage']}/frozen" if view["frozen"] else view["stage"]
-    screen = f"{view['width']}x{view['height']}"
+    screen = f"{view['width']}x{view['height']}" + (" emulated" if view["emulated"] else "")
     control = view["control"] if view["lease"] else None
     keys = (view["desktop"], view["name"], view["profile"], stage, screen, view["agent"], view["lease"])
     return [*keys, control, view["note"]]

@@ -8,7 +8,7 @@ from cu_fleet.controller.core import Core, in_words, until_words
 from cu_fleet.controller.ending import Ending
 from cu_fleet.model import lease as lifecycle
 from cu_fleet.model.access import EPOCH, Agent, Caller, Role, check_bar, check_grants
-from cu_fleet.model.desktop import Desktop, Stage
+from cu_fleet.model.desktop import PROGRESS, Desktop, Stage
 from cu_fleet.model.errors import ConflictError, DeniedError, FleetError, InvalidError, UnavailableError
 from cu_fleet.model.lease import LIVE, Lease, LeaseState, why_not
 from cu_fleet.model.names import new_id
@@ -205,7 +205,7 @@ class Leasing:
         if outlook and lease.state is LeaseState.WAITING:
             blocked = outlook.blocked.get(lease.id)
             more["place"] = outlook.places.get(lease.id, 1)
-            more["message"] = self._waiting_words(lease, blocked, outlook)
+            more["message"] = self._waiting_words(tx, lease, blocked, outlook)
             more["holder"] = holder_facts(blocked) if blocked else None
         if token and lease.live and lease.state is LeaseState.ACTIVE and self._may_have_token(who, lease):
             more["token"] = self.core.mint.lease(lease.id)
@@ -214,9 +214,11 @@ class Leasing:
         more["watchers"] = self.watchers(lease.id)
         return lease_view(lease, desktop, self.core.now(), url=self.url, mcp_url=mcp_url, **more)
 
-    def _waiting_words(self, lease: Lease, blocked: Blocked | None, outlook: Plan) -> str:
+    def _waiting_words(self, tx: Tx, lease: Lease, blocked: Blocked | None, outlook: Plan) -> str:
         if blocked is None:
-            return "its desktop is being made"
+            making = tx.find(Desktop, profile=lease.profile, stage=Stage.STARTING.value)
+            progress = next((str(one.handle[PROGRESS]) for one in making if one.handle.get(PROGRESS)), "")
+            return "its desktop is being made" + (f": {progress}" if progress else "")
         place = outlook.places.get(lease.id, 1)
         return f"number {place} in line for {_asked(blocked, lease)}"
 

@@ -12,8 +12,8 @@ from functools import partial
 from cu_fleet.backends.base import SCREEN_ANSWERS, Backend, Files, Spec
 from cu_fleet.controller.actor import Actors
 from cu_fleet.controller.core import Core
-from cu_fleet.model.desktop import Desktop, Handle
-from cu_fleet.model.errors import BrokenError, FleetError
+from cu_fleet.model.desktop import PROGRESS, Desktop, Handle
+from cu_fleet.model.errors import BrokenError, FleetError, UnavailableError
 from cu_fleet.model.names import new_id
 from cu_fleet.stores.base import Tx
 
@@ -31,7 +31,7 @@ class Maker:
         await self._make(desktop, backend.start(self._spec(desktop, desktop.parked_in)))
 
     async def put_back(self, backend: Backend, desktop: Desktop, canary: str | None, *, empty_slot: bool) -> None:
-        spec = self._spec(desktop, desktop.target)
+        spec = self._spec(desktop, desktop.target, keep_slot=not empty_slot)
         proofs: list[Proof] = [partial(self._prove_gone, canary)] if canary else []
         if empty_slot and backend.abilities.files:
             proofs.append(partial(self._empty_slot, backend.abilities.files))
@@ -65,13 +65,14 @@ class Maker:
                 code="slot_not_empty",
             )
 
-    def _spec(self, desktop: Desktop, snapshot: str | None) -> Spec:
+    def _spec(self, desktop: Desktop, snapshot: str | None, *, keep_slot: bool = True) -> Spec:
         return Spec(
             desktop=desktop.id,
             profile=self.core.profile(desktop.profile),
             boot=desktop.boot,
             label=desktop.name or desktop.id,
             snapshot=snapshot,
+            keep_slot=keep_slot,
         )
 
     async def _make(self, desktop: Desktop, handles: AsyncIterator[Handle], *more: Proof) -> None:
@@ -85,8 +86,7 @@ class Maker:
                 )
 
         try:
-            making = self._store_each(desktop, handles, prove)
-            prove(await self.core.bounded(making, "make the desktop", self.core.settings.start_timeout))
+            prove(await self._store_each(desktop, handles, prove))
             for proof in proving:
                 await proof
         finally:
@@ -97,11 +97,20 @@ class Maker:
     async def _store_each(
         self, desktop: Desktop, handles: AsyncIterator[Handle], screen_answers: Callable[[Desktop], object]
     ) -> Desktop:
-        """Store each handle before the backend may go on to make what it names."""
-        async for handle in handles:
-            desktop = await self.core.read(partial(self._store_handle, desktop.id, handle))
-            if handle.get(SCREEN_ANSWERS):
-                screen_answers(desktop)
+        """Store each handle before the backend may go on to make what it names; who tells of progress has time anew."""
+        limit, now = self.core.settings.start_timeout, asyncio.get_running_loop().time
+        try:
+            async with asyncio.timeout(limit) as patience:
+                async for handle in handles:
+                    desktop = await self.core.read(partial(self._store_handle, desktop.id, handle))
+                    if handle.get(SCREEN_ANSWERS):
+                        screen_answers(desktop)
+                    if handle.get(PROGRESS):
+                        patience.reschedule(now() + limit)
+        except TimeoutError:
+            raise UnavailableError(
+                f"the backend did not make the desktop within {limit:g} s", code="backend_hangs"
+            ) from None
         return desktop
 
     def _store_handle(self, desktop: str, handle: Handle, tx: Tx) -> Desktop:

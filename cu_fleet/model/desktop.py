@@ -12,6 +12,8 @@ from cu_fleet.model.names import Name
 from cu_fleet.model.record import Record
 
 Handle = dict[str, str | int | float | bool | None]  # what a backend needs to find its desktop again; opaque to others
+PROGRESS = "progress"  # but for this: what takes its start so long, in words
+EMULATED = "emulated"  # and this: true if its processor is emulated
 
 
 class Stage(StrEnum):

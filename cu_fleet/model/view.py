@@ -5,7 +5,7 @@ from typing import Any
 
 from cu_fleet.model.access import Agent, Grants, Operator
 from cu_fleet.model.approval import Approval, Check
-from cu_fleet.model.desktop import Desktop
+from cu_fleet.model.desktop import EMULATED, PROGRESS, Desktop
 from cu_fleet.model.frame import KeptFrame
 from cu_fleet.model.geometry import Geometry
 from cu_fleet.model.lease import Lease
@@ -164,6 +164,7 @@ class DesktopView(Value):
     note: str
     created_at: str
     ready_at: str | None
+    emulated: bool = False  # its processor, which makes it several times slower
     disk_bytes: int | None = None  # what it has written, if it was measured for this view
     disk_limit: int | None = None
 
@@ -183,9 +184,10 @@ def desktop_view(desktop: Desktop, lease: Lease | None) -> DesktopView:
         agent=lease.agent if lease else None,
         control=lease.control.value if lease else "none",
         owner=desktop.owner,
-        note=desktop.note,
+        note=desktop.note or str(desktop.handle.get(PROGRESS) or ""),
         created_at=iso(desktop.created_at) or "",
         ready_at=iso(desktop.ready_at),
+        emulated=bool(desktop.handle.get(EMULATED)),
     )
 
 

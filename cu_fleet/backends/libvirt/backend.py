@@ -8,9 +8,12 @@ Commands go over a serial port (`wire`); the screen is QEMU's own VNC, on a sock
 """
 
 import asyncio
+import contextlib
+import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +30,7 @@ from cu_fleet.backends.base import (
     Spec,
     Usage,
 )
-from cu_fleet.backends.libvirt import checks, disks, machines, snapshots
+from cu_fleet.backends.libvirt import carried, checks, disks, machines, snapshots
 from cu_fleet.backends.libvirt.acceleration import said as said_of_kvm
 from cu_fleet.backends.libvirt.command import on_files, run
 from cu_fleet.backends.libvirt.files import Files
@@ -37,16 +40,25 @@ from cu_fleet.backends.libvirt.layout import Desk, Layout, fits_a_socket
 from cu_fleet.backends.libvirt.machines import Names
 from cu_fleet.backends.libvirt.options import options
 from cu_fleet.backends.libvirt.snapshots import Snapshots
+from cu_fleet.backends.libvirt.telling import telling
 from cu_fleet.backends.libvirt.warm import State, Warm, seed_of
 from cu_fleet.backends.libvirt.wire import wire
 from cu_fleet.guest.init import RUN
-from cu_fleet.model.desktop import Handle
-from cu_fleet.model.errors import BrokenError, ConflictError, InvalidError, UnavailableError, UnsupportedError
+from cu_fleet.model.desktop import EMULATED, PROGRESS, Handle
+from cu_fleet.model.errors import (
+    BrokenError,
+    ConflictError,
+    FleetError,
+    InvalidError,
+    UnavailableError,
+    UnsupportedError,
+)
 from cu_fleet.model.profile import Profile
 
 if TYPE_CHECKING:
     from libvirt import virDomain
 
+log = logging.getLogger(__name__)
 _SECONDS_TO_WAKE = 120.0
 _DETACHED = f'exec setsid -f "$@" >>{RUN}/log 2>&1'
 
@@ -78,7 +90,7 @@ class LibvirtBackend:
         desk = self.desk(handle)
         return await on_files(desk.port, desk.id, argv)
 
-    async def start(self, spec: Spec) -> AsyncIterator[Handle]:
+    async def start(self, spec: Spec) -> AsyncGenerator[Handle, None]:
         desk = self.layout.desk(spec.desktop)
         yield {"desktop": desk.id}
         options(spec.profile)
@@ -91,10 +103,14 @@ class LibvirtBackend:
         if not fits_a_socket(desk):
             raise InvalidError(f"{self.layout.store} is too long a path for the sockets of machines", code="long_path")
         await self._clear(desk)
+        if spec.snapshot is None:
+            async with contextlib.aclosing(self.warm.coming(spec.profile)) as coming:
+                async for words in coming:
+                    yield {"desktop": desk.id, PROGRESS: words}
         state, base = await self._state(spec)
         uid = await asyncio.to_thread(self.layout.uids.take, desk.id)
         await asyncio.to_thread(self._furnish, desk, spec, state, base, uid)
-        handle: Handle = {"desktop": desk.id, "boot": spec.boot, "emulated": state.kind != "kvm"}
+        handle: Handle = {"desktop": desk.id, "boot": spec.boot, EMULATED: state.kind != "kvm"}
         yield handle
         names = Names(spec.label, seed_of(base.parent), uid)
         try:
@@ -176,6 +192,7 @@ class LibvirtBackend:
 
         def work() -> None:
             self.hypervisor.now(lambda api: machines.end(api, desk))
+            carried.forget(desk)
             self.layout.remove(desk)
 
         await self.hypervisor.wait(work)
@@ -193,7 +210,7 @@ class LibvirtBackend:
                 await self.hypervisor.do(lambda api: machines.must_run(api, desk))
                 raise
 
-        how = " (emulated, not KVM)" if handle.get("emulated") else ""
+        how = " (emulated, not KVM)" if handle.get(EMULATED) else ""
         return Endpoint(connect, f"the screen's own socket in {desk.run}{how}")
 
     async def found(self) -> list[Found]:
@@ -230,9 +247,41 @@ class _Snapshots(_Ability):
                 await one.ask("b", awake())
         return made
 
-    def restore(self, handle: Handle, spec: Spec) -> AsyncIterator[Handle]:
-        """Starting ends what runs, and wakes the state the spec says: exactly what this is."""
-        return self.backend.start(spec)
+    async def restore(self, handle: Handle, spec: Spec) -> AsyncIterator[Handle]:
+        """Starting ends what runs, and wakes the state the spec says: exactly what this is, but for the slot."""
+        desk = self.backend.layout.desk(spec.desktop)
+        if not spec.keep_slot:
+            await asyncio.to_thread(carried.forget, desk)
+        elif not carried.place(desk).exists() and await self._slot_is_full(desk, handle):
+            packing = telling(carried.pack(self._run(handle), desk, spec.profile.limits.disk), _words)
+            async with contextlib.aclosing(packing) as told:
+                async for words in told:
+                    yield handle | {PROGRESS: words}
+        last = handle
+        async with contextlib.aclosing(self.backend.start(spec)) as made:
+            async for last in made:
+                yield last
+        if carried.place(desk).exists():
+            async with contextlib.aclosing(telling(carried.unpack(self._run(last), desk), _words)) as told:
+                async for words in told:
+                    yield last | {PROGRESS: words}
+            yield last
+
+    def _run(self, handle: Handle) -> carried.Run:
+        assert self.backend.abilities.exec
+        return partial(self.backend.abilities.exec.exec, handle)
+
+    async def _slot_is_full(self, desk: Desk, handle: Handle) -> bool:
+        """Whether there is something to carry over. What a machine had that has ended is gone with it."""
+        assert self.backend.abilities.files
+        if not desk.dir.exists() or (domain := await self.do(lambda api: machines.running(api, desk))) is None:
+            return False
+        await self.do(lambda _: _still(domain, False))
+        try:
+            return bool(await self.backend.abilities.files.listing(handle))
+        except FleetError as e:
+            log.warning("desktop %s cannot say what is in its slot, which is lost: %s", desk.id, e)
+            return False
 
     async def delete(self, snapshot: str) -> None:
         await asyncio.to_thread(self.backend.snapshots.delete, snapshot)
@@ -264,6 +313,10 @@ class _Freeze(_Ability):
         if await self.do(lambda api: _still(machines.must_run(api, desk), False)):
             async with wire(desk.port, desk.id) as one:
                 await one.ask("b", awake())
+
+
+def _words(seconds: float) -> str:
+    return f"what is in the slot is carried over, for {seconds:.0f} s so far"
 
 
 def _still(domain: "virDomain", wanted: bool) -> bool:

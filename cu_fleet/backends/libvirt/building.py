@@ -67,7 +67,8 @@ async def build(
     warm = LibvirtBackend(place, uri, store).warm
     for profile in (one for one in profiles if one.backend == LibvirtBackend.name and image(one) == name):
         say(f"warming a machine for profile {profile.name}")
-        await warm.state(profile)
+        async for words in warm.coming(profile):
+            say(words)
     return golden
 
 

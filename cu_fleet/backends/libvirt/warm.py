@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ from cu_fleet.backends.libvirt.identity import identity
 from cu_fleet.backends.libvirt.layout import Desk, Layout, drop
 from cu_fleet.backends.libvirt.options import image
 from cu_fleet.backends.libvirt.seed import seed
+from cu_fleet.backends.libvirt.telling import telling
 from cu_fleet.backends.libvirt.wire import Wire, give_back, take
 from cu_fleet.model.errors import UnavailableError
 from cu_fleet.model.profile import Profile
@@ -95,6 +96,20 @@ class Warm:
         while (known := read(folder)) is None:
             await self._made(key, machine, data)
         return known
+
+    async def coming(self, profile: Profile) -> AsyncGenerator[str, None]:
+        """What to tell whoever waits until the state is there. It goes on being made when nobody does any more."""
+
+        def words(seconds: float) -> str:
+            if not self._making:
+                return ""
+            slow = "" if self.acceleration.known() else " (emulated: a minute or more)"
+            what = f'the first machine of profile "{profile.name}" boots, for all that come after it'
+            return f"{what}, for {seconds:.0f} s so far{slow}; done beforehand by cu-fleet image build {image(profile)}"
+
+        async with contextlib.aclosing(telling(self.state(profile), words)) as told:
+            async for said in told:
+                yield said
 
     async def _made(self, key: str, machine: domain.Machine, data: bytes) -> None:
         """Whoever gives up waiting does not stop it: the next who asks finds it further."""
