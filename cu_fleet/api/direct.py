@@ -9,6 +9,7 @@ between two questions the processor has forgotten how to read them: so what a qu
 import asyncio
 import inspect
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -33,6 +34,9 @@ Headers = Mapping[bytes, bytes]
 _TOP = "/v1/leases/"
 _LONGEST = 100  # characters of a lease's id
 _LARGE = 1 << 20  # bytes of a body that need not hurry
+_KNOWN_NAME = "if_changed_since"
+_KNOWN = b"if_changed_since="
+_PLAIN = re.compile(rb"\w{1,100}")  # a frame's id
 _QUERY = 1000  # bytes of a query that need not either
 
 
@@ -53,6 +57,8 @@ class Direct:
         words = self._short(scope) if scope["type"] == "http" else None
         if words is None:
             await self._app(scope, receive, send)
+        elif not words.has_body:
+            await self._served(words, scope, receive, send)
         else:
             async with unless_left(receive) as watched:
                 await self._served(words, scope, watched, send)
@@ -108,6 +114,7 @@ class _Words:
                 query[name] = (hints[name], parameter.default)
         self._query = create_model(operation.__name__, **query)
         self._said = lru_cache(256)(self._read)
+        self._may_know = _KNOWN_NAME in query
         self._body: type[BaseModel] | None = hints.get("body")
 
     @property
@@ -119,12 +126,19 @@ class _Words:
         lease = scope["path"].removeprefix(_TOP).rpartition("/")[0]
         if len(headers) != len(scope["headers"]) or "/" in lease or not 0 < len(lease) <= _LONGEST:
             raise ValueError
-        arguments: dict[str, Any] = {"lease": lease, **self._said(scope["query_string"])}
+        arguments: dict[str, Any] = {"lease": lease, **self._of_query(scope["query_string"])}
         if self._body:
             if body is None or headers.get(b"content-type") != b"application/json":
                 raise ValueError
             arguments["body"] = self._body.model_validate(json.loads(body))
         return arguments
+
+    def _of_query(self, query: bytes) -> dict[str, Any]:
+        """What is said again and again, and the frame that the caller has, which is another each time."""
+        rest, known, frame = query.rpartition(_KNOWN)
+        if not known or (rest and not rest.endswith(b"&")) or not _PLAIN.fullmatch(frame) or not self._may_know:
+            return self._said(query)
+        return {**self._said(rest), _KNOWN_NAME: frame.decode()}
 
     def _read(self, query: bytes) -> dict[str, Any]:
         if len(query) > _QUERY:

@@ -2,6 +2,7 @@
 
 import base64
 from functools import lru_cache
+from operator import itemgetter
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
@@ -105,6 +106,9 @@ ANSWERS: Answers = {200: {"model": Answer, "description": "What became of each a
 FACTS = [name for name in Picture.model_fields if name not in ("data", "unchanged")]
 HEADERS = {f"Cu-Fleet-{name.replace('_', '-').title()}": {"schema": {"type": "string"}} for name in FACTS}
 AGE = "Cu-Fleet-Age"
+_AGE = AGE.lower().encode()
+_FACTS_OF = itemgetter(*(fact for fact in FACTS if fact != "age"))
+_NAMES = [name.lower().encode() for name in HEADERS if name != AGE]
 PICTURE: Answers = {
     200: {
         "description": "The picture's bytes. The headers say what an answer with `screenshot` says in JSON.",
@@ -181,7 +185,7 @@ async def screenshot(
     intent: Annotated[str | None, Query(max_length=2000, description="Why, for the record.")] = None,
 ) -> Response:
     """What the screen shows now. Looking is an action on record too."""
-    shot = _shot(
+    shot = Shot(
         region=region,
         frame=frame,
         max_edge=max_edge,
@@ -194,20 +198,24 @@ async def screenshot(
         settle_timeout_ms=settle_timeout_ms,
         allow_blank=allow_blank,
     )
-    shown = await at.fleet.screenshot(at.who, lease, shot, intent=intent)
-    if shown.unchanged:
-        return Response(status_code=304, headers=_headers(shown))
-    return Response(shown.data, media_type=shown.media_type, headers=_headers(shown))
+    return _Told(await at.fleet.screenshot(at.who, lease, shot, intent=intent))
 
 
-@lru_cache(256)
-def _shot(**words: Any) -> Shot:
-    return Shot(**words)
+class _Told(Response):
+    """A picture, or word that there is none, with what is said of it in headers that are written already."""
+
+    def __init__(self, shown: Shown) -> None:
+        self.status_code, self.body, self.background = 304 if shown.unchanged else 200, shown.data, None
+        self.raw_headers = [*_headers(*_FACTS_OF(shown.__dict__)), (_AGE, b"%.6f" % shown.age)]
+        if not shown.unchanged:
+            kind, size = shown.media_type.encode(), str(len(shown.data)).encode()
+            self.raw_headers += [(b"content-type", kind), (b"content-length", size)]
 
 
-def _headers(shown: Shown) -> dict[str, str]:
-    told = ((header, getattr(shown, name)) for name, header in zip(FACTS, HEADERS, strict=True))
-    return {header: _plain(value) for header, value in told if value is not None} | {AGE: f"{shown.age:.6f}"}
+@lru_cache(256)  # a frame that has not changed is told of again and again
+def _headers(*facts: object) -> list[tuple[bytes, bytes]]:
+    told = zip(_NAMES, facts, strict=True)
+    return [(name, _plain(value).encode("latin-1")) for name, value in told if value is not None]
 
 
 def _plain(value: object) -> str:

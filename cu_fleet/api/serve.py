@@ -81,6 +81,7 @@ class _Protocol(HttpToolsProtocol):
     def _head_came(self) -> None:
         if self._late is not None:
             self._late.cancel()
+            self._late = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_came()
@@ -90,7 +91,7 @@ class _Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head, self._in_head = 0, True
-        self._expect_head()
+        self._head_came()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -100,9 +101,15 @@ class _Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self._in_head:
-            self._head += len(data)
-            if self._head > MAX_HEAD and not self.transport.is_closing():
-                self.send_400_response("The headers are too long.")
+            self._part_of_head(len(data))
+
+    def _part_of_head(self, size: int) -> None:
+        """Nearly every head comes whole, and needs no timer."""
+        self._head += size
+        if self._head > MAX_HEAD and not self.transport.is_closing():
+            self.send_400_response("The headers are too long.")
+        elif self._late is None:
+            self._expect_head()
 
     def timeout_keep_alive_handler(self) -> None:
         """Close it; what is still unread then would hold it open."""

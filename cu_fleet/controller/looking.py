@@ -14,7 +14,6 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.frames import Frames, Kept, not_kept
@@ -33,6 +32,7 @@ from cu_fleet.stores.base import Tx
 from cu_fleet.threads import in_thread
 
 _FRAMES = 128  # remembered of one lease
+_USUAL = Shot().model_dump()
 _NAMES = {(0, 0, 0): "black", (255, 255, 255): "white"}
 
 
@@ -58,7 +58,9 @@ class Known:
     wanted: Wanted
     screen: "weakref.ref[Screen]"
     serial: int
-    at: float  # time.monotonic() when this was last proved to be what the screen shows
+
+
+Look = tuple[Known, bytes, float]  # with its pixels, and time.monotonic() when the server had proved what it shows
 
 
 @dataclass
@@ -135,8 +137,8 @@ class Looking:
         """A picture of the screen as it is now, or word that the caller has it already; on record either way."""
         began = self.core.now()
         try:
-            known, data = await self._unchanged(visit, shot) or await self._fresh(visit, shot)
-            age = time.monotonic() - known.at
+            known, data, at = await self._unchanged(visit, shot) or await self._fresh(visit, shot)
+            age = time.monotonic() - at
             shown = known.shown.model_copy(update={"age": age, "settled": settled, "data": data, "unchanged": not data})
             await self.core.note(lambda tx: self._note(tx, visit, shot, began, shown))
         except FleetError as e:
@@ -154,22 +156,25 @@ class Looking:
         """Refuse a picture that cannot be had, before anything is done."""
         self._wanted(visit, shot, (visit.screen.width, visit.screen.height))
 
-    async def _unchanged(self, visit: Visit, shot: Shot) -> tuple[Known, bytes] | None:
+    async def _unchanged(self, visit: Visit, shot: Shot) -> Look | None:
         """The frame the caller has, if nothing at all has changed since; without a copy of the picture."""
         known = self._comparable(visit, shot)
-        if known is None or known.screen() is not visit.screen:
+        if known is None or known.screen() is not visit.screen or shot.pointer:
             return None
-        if shot.pointer or known.wanted != self._wanted(visit, shot, known.geometry.screen)[0]:
+        alike: list[bool] = []
+
+        def compare() -> None:
+            alike.append(known.wanted == self._wanted(visit, shot, known.geometry.screen)[0])
+
+        if await visit.screen.refresh(meanwhile=compare) != known.serial or not alike[0]:
             return None
-        if await visit.screen.refresh() != known.serial:
-            return None
-        return replace(known, at=time.monotonic()), b""
+        return known, b"", time.monotonic()
 
     def _comparable(self, visit: Visit, shot: Shot) -> Known | None:
         known = self._of(visit.lease, shot.if_changed_since)
         return known if known and known.shown.generation == visit.lease.generation else None
 
-    async def _fresh(self, visit: Visit, shot: Shot) -> tuple[Known, bytes]:
+    async def _fresh(self, visit: Visit, shot: Shot) -> Look:
         frame = await visit.screen.frame(pointer=True)
         size = (frame.width, frame.height)
         if size != (visit.desktop.width, visit.desktop.height) and not shot.allow_blank:
@@ -178,7 +183,7 @@ class Looking:
         picture, sha256 = await self._made(visit, frame, wanted)
         before = self._comparable(visit, shot)
         if before and before.wanted == wanted and before.shown.sha256 == sha256:
-            return replace(before, screen=weakref.ref(visit.screen), serial=frame.serial, at=frame.at), b""
+            return replace(before, screen=weakref.ref(visit.screen), serial=frame.serial), b"", frame.at
         shown = Shown(
             frame=new_id("fr"),
             width=picture.width,
@@ -193,7 +198,7 @@ class Looking:
             format=picture.format,
         )
         geometry = replace(geometry, width=picture.width, height=picture.height)
-        return Known(shown, geometry, wanted, weakref.ref(visit.screen), frame.serial, frame.at), picture.data
+        return Known(shown, geometry, wanted, weakref.ref(visit.screen), frame.serial), picture.data, frame.at
 
     def _wanted(self, visit: Visit, shot: Shot, screen: tuple[int, int]) -> tuple[Wanted, Geometry]:
         """The request in pixels of the screen, and what its picture will show."""
@@ -309,9 +314,8 @@ class Looking:
         self._known = {lease: frames for lease, frames in self._known.items() if lease in leases}
 
 
-@lru_cache(256)
 def _on_record(shot: Shot) -> dict[str, object]:
-    return {"type": "screenshot", **shot.model_dump(mode="json", exclude_defaults=True)}
+    return {"type": "screenshot", **{key: value for key, value in shot.__dict__.items() if value != _USUAL[key]}}
 
 
 def _refused(kind: type[FleetError], what: str, code: str, frame: str | None) -> FleetError:

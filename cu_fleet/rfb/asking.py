@@ -79,14 +79,16 @@ class Asking:
     def _refreshes(self) -> bool:
         return not self._engine.fences and self._engine.name.startswith("QEMU")
 
-    async def look(self, answered: Callable[[], None] = lambda: None) -> None:
-        """Bring the picture up to date, and call `answered` in the moment it is."""
+    async def look(
+        self, answered: Callable[[], None] = lambda: None, meanwhile: Callable[[], None] = lambda: None
+    ) -> None:
+        """Bring the picture up to date, and call `answered` in the moment it is, `meanwhile` as soon as it is asked."""
         async with self._turn:
             if not self._engine.fences:
                 await self._drain()
             look = _Look(self._link.answer(), whole=not (self.exact and self._complete), answered=answered)
             look.fence = self._token() if self._engine.fences else b""
-            await self._take(look)
+            await self._take(look, meanwhile)
 
     async def round_trip(self) -> None:
         """Return when the server has taken in all that was sent before.
@@ -148,13 +150,14 @@ class Asking:
         for _ in range(strays):
             await self._take(_Look(self._link.answer(), pixel_only=True))
 
-    async def _take(self, look: _Look) -> None:
+    async def _take(self, look: _Look, meanwhile: Callable[[], None] = lambda: None) -> None:
         self._look = look
         if self._requested:
             self._strays_until = time.monotonic() + _STRAY
         try:
             with self._link.together():
                 self._put(look)
+            meanwhile()
             await look.done
         except BaseException:
             self._strays_until = time.monotonic() + _STRAY

@@ -5,8 +5,9 @@ Whoever waits for an answer waits here, so that the end of the connection reache
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
 from typing import Any, TypeVar, cast
 
 from cu_fleet.model.errors import TooLongError
@@ -103,11 +104,23 @@ def settle(future: asyncio.Future[T] | None, result: T) -> None:
         future.set_result(result)
 
 
-@asynccontextmanager
-async def deadline(seconds: float, what: str, code: str = "screen_slow") -> AsyncIterator[None]:
+class deadline:  # noqa: N801 - used like a function
     """Raise TooLongError saying `what` when the seconds have passed."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        raise TooLongError(f"{what} within {seconds:g} s", code=code, seconds=seconds) from None
+
+    def __init__(self, seconds: float, what: str, code: str = "screen_slow") -> None:
+        self._seconds, self._what, self._code = seconds, what, code
+
+    async def __aenter__(self) -> None:
+        self._timeout = asyncio.timeout(self._seconds)
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+            if isinstance(error, TimeoutError):
+                raise error
+        except TimeoutError:
+            words = f"{self._what} within {self._seconds:g} s"
+            raise TooLongError(words, code=self._code, seconds=self._seconds) from None

@@ -141,10 +141,10 @@ class Screen:
                 return frame
             return await self._frame(pointer=False)
 
-    async def refresh(self, timeout: float = 10.0) -> int:
-        """Bring the picture up to date without copying it; returns its serial."""
+    async def refresh(self, timeout: float = 10.0, meanwhile: Callable[[], None] = lambda: None) -> int:
+        """Bring the picture up to date without copying it; returns its serial. `meanwhile` the server is answering."""
         async with deadline(timeout, "the screen's server did not send the picture"):
-            await self._asking.look()
+            await self._asking.look(meanwhile=meanwhile)
         return self.serial
 
     async def mark(self, timeout: float = 10.0) -> Still:
