@@ -166,15 +166,27 @@ class SnapshotsContract(BackendBase):
 
         self.run(body)
 
-    def test_the_slot_is_no_part_of_a_snapshot(self) -> None:
+    def test_the_slot_is_no_part_of_a_snapshot_and_stays_over_a_restore(self) -> None:
         async def body(backend: Backend) -> None:
             snapshots, files, spec = self.snapshots(backend), self.files(backend), self.spec()
             handle = await self.start(backend, spec)
             await files.put(handle, "before", chunks([b"x"]))
             await snapshots.save(handle, SNAPSHOT)
             await files.remove(handle, "")
-            handle = await self.restore(backend, handle, self.spec(desktop=spec.desktop, snapshot=SNAPSHOT))
+            again = self.spec(desktop=spec.desktop, snapshot=SNAPSHOT)
+            handle = await self.restore(backend, handle, again)
             assert await files.listing(handle) == []
+            data = bytes(range(256)) * 3000
+            await files.put(handle, "deep/after", chunks([data]), mode=0o640)
+            again = self.spec(desktop=spec.desktop, snapshot=SNAPSHOT)
+            handles = await take(snapshots.restore(handle, again))
+            cut = await take(snapshots.restore(handles[-1], again), len(handles) - 1)
+            for asked in (again, self.spec(desktop=spec.desktop)):
+                handle = await self.restore(await self.make(), cut[-1], asked)
+                assert [(i.path, i.kind) for i in await files.listing(handle)] == [("deep", "dir")]
+                assert [(i.path, i.mode) for i in await files.listing(handle, "deep")] == [("deep/after", 0o640)]
+                assert b"".join([chunk async for chunk in files.get(handle, "deep/after")]) == data
+                cut = [handle]
 
         self.run(body)
 
