@@ -57,10 +57,12 @@ class House:
 
 
 @asynccontextmanager
-async def house(top: Path, recipe: Mapping[str, object], most: int) -> AsyncIterator[House]:
-    """A controller with one profile, `bench`, and room for `most` desktops."""
+async def house(
+    top: Path, recipe: Mapping[str, object], most: int, settings: Mapping[str, object] | None = None
+) -> AsyncIterator[House]:
+    """A controller with one profile of its own, `bench`, and room for `most` desktops."""
     home = top / "home"
-    _furnish(home, recipe, most)
+    _furnish(home, recipe, {"max_desktops": most, "log_level": "warning", **(settings or {})})
     process, url = await _up(home)
     try:
         token = (home / "operator.token").read_text().strip()
@@ -72,14 +74,14 @@ async def house(top: Path, recipe: Mapping[str, object], most: int) -> AsyncIter
         await _to_its_end(_down(process, home))
 
 
-def _furnish(home: Path, recipe: Mapping[str, object], most: int) -> None:
+def _furnish(home: Path, recipe: Mapping[str, object], settings: Mapping[str, object]) -> None:
     """The shipped profiles are kept from warming up anything by having the same names here."""
     (home / "profiles").mkdir(mode=0o700, parents=True)
     home.chmod(0o700)
     quiet = {"backend": "local", "gates": "none", "warm": 0}
     for name, body in {"local": quiet, PROFILE: {**quiet, "reserve": "1M", **recipe}}.items():
         (home / "profiles" / f"{name}.yaml").write_text(yaml.safe_dump(body))
-    (home / "config.yaml").write_text(yaml.safe_dump({"max_desktops": most, "log_level": "warning"}))
+    (home / "config.yaml").write_text(yaml.safe_dump(dict(settings)))
 
 
 async def _up(home: Path) -> tuple[asyncio.subprocess.Process, str]:

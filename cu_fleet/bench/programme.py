@@ -9,6 +9,7 @@ from cu_fleet.bench.screens import acting, looking, resting
 from cu_fleet.bench.soak import soaking
 from cu_fleet.bench.speaking import speaking
 from cu_fleet.bench.stage import Scene
+from cu_fleet.bench.virtual import booting, several, waking
 
 SIZES = ((1280, 800), (1920, 1080))
 _PICTURES = ("png-{}-http", "png-{}-client", "jpeg-{}-http", "jpeg-{}-client")
@@ -35,12 +36,17 @@ SCENES: dict[Scene, tuple[str, ...]] = {
     beginning: ("docker-cold-start", "docker-rollback", "docker-snapshot"),
     standing_ready: ("docker-warm-grant",),
     many: ("docker-many-start", "docker-memory"),
+    waking: ("libvirt-fork", "libvirt-rollback", "libvirt-restore", "libvirt-save"),
+    booting: ("libvirt-boot",),
+    several: ("libvirt-many-start", "libvirt-memory", "libvirt-disk"),
     speaking: ("screenshot-mcp", "click-mcp"),
     codexes: ("codex-at-once",),
     soaking: tuple(f"soak-{what}" for what in ("memory", "descriptors", "threads", "tasks", "clients", "rate")),
 }
-# Too long for a run of everything; or in need of an engine and its image, or of Codex, which not every machine has.
-ON_DEMAND = tuple(row for scene in (soaking, beginning, standing_ready, many, codexes) for row in SCENES[scene])
+# Too long for a run of everything; or in need of an engine or a hypervisor and its image, or of Codex, which not every
+# machine has.
+_SPECIAL = (soaking, beginning, standing_ready, many, waking, booting, several, codexes)
+ON_DEMAND = tuple(row for scene in _SPECIAL for row in SCENES[scene])
 ROWS = tuple(row for rows in SCENES.values() for row in rows)
 
 

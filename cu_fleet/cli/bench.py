@@ -23,6 +23,7 @@ def register(root: typer.Typer) -> None:
         "cu-fleet bench --only png --rounds 50 --json",
         "cu-fleet bench --only soak",
         "cu-fleet bench --only docker",
+        "cu-fleet bench --only libvirt",
         "cu-fleet bench --only codex",
     )
     command(root, "bench", *examples, rich_help_panel="The controller")(bench)
@@ -52,8 +53,8 @@ def bench(
 
     Runs controllers of its own in a temporary folder, beside whatever runs here, and leaves nothing behind; takes
     about four minutes. Each row says the median and what 19 of 20 kept to, and against what it was measured. A soak of
-    10,000 screenshots and as many actions, desktops in containers, and runs of Codex are measured only if they are
-    asked for.
+    10,000 screenshots and as many actions, desktops in containers and in virtual machines, and runs of Codex are
+    measured only if they are asked for.
     """
     import asyncio
 
