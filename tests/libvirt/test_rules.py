@@ -11,11 +11,13 @@ from xml.etree import ElementTree
 import pytest
 
 from cu_fleet.backends.base import Place
-from cu_fleet.backends.libvirt import domain, images, machines, saved, seed
+from cu_fleet.backends.libvirt import domain, images, machines, saved, seed, warm
+from cu_fleet.backends.libvirt.hypervisor import Hypervisor
 from cu_fleet.backends.libvirt.layout import Layout
 from cu_fleet.backends.libvirt.options import options
+from cu_fleet.backends.libvirt.warm import Warm
 from cu_fleet.guest.frames import Frames, frame
-from cu_fleet.model.errors import BrokenError, InvalidError
+from cu_fleet.model.errors import BrokenError, InvalidError, UnavailableError
 from cu_fleet.model.profile import Profile
 
 PROFILE = Profile.model_validate({"name": "p", "backend": "libvirt", "screen": {"width": 333, "height": 555}})
@@ -139,3 +141,68 @@ def test_one_list_of_packages_makes_desktops_everywhere() -> None:
 def test_what_is_no_kernel_is_not_taken_for_one() -> None:
     with pytest.raises(BrokenError, match="packed in a way"):
         images.unpacked(bytes(4096))
+
+
+def kept(folder: Path) -> Path:
+    """A saved machine as it is kept."""
+    folder.mkdir(parents=True)
+    for name, data in {"disk.qcow2": b"disk", "memory": head("<domain/>") + b"stream", "seed": b"seed"}.items():
+        (folder / name).write_bytes(data)
+    warm.write(folder, "canary", "qemu")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["memory", "disk.qcow2", "seed"])
+def test_a_saved_machine_that_was_cut_off_or_changed_is_refused(tmp_path: Path, name: str) -> None:
+    folder = kept(tmp_path / "one")
+    found = warm.read(folder)
+    assert found
+    assert (found.canary, found.kind) == ("canary", "qemu")
+    os.truncate(folder / name, 3)
+    with pytest.raises(BrokenError, match=f"its {name} has 3 bytes, not "):
+        warm.read(folder)
+    (folder / name).unlink()
+    with pytest.raises(BrokenError, match=f"its {name} is gone"):
+        warm.read(folder)
+
+
+@pytest.mark.parametrize("text", ["", '{"canary": "c"', '{"canary": "c", "kind": "qemu"}', "[]"])
+def test_a_saved_machine_whose_note_was_cut_off_is_refused(tmp_path: Path, text: str) -> None:
+    folder = kept(tmp_path / "one")
+    (folder / "about.json").write_text(text)
+    with pytest.raises(BrokenError, match="damaged"):
+        warm.read(folder)
+    (folder / "about.json").unlink()
+    assert warm.read(folder) is None
+
+
+def test_a_damaged_warm_state_is_none_and_its_disk_stays_for_what_rests_on_it(tmp_path: Path) -> None:
+    one = Warm(layout(tmp_path), Hypervisor("test:///default"))
+    folder = kept(one.layout.warm / "key-1")
+    assert one._known("key")  # noqa: SLF001  # all else of it needs a machine
+    os.truncate(folder / "memory", 100)
+    assert one._known("key") is None  # noqa: SLF001
+    assert [path.name for path in sorted(folder.iterdir())] == ["disk.qcow2", "seed"]
+    kept(one.layout.warm / "key-2")
+    found = one._known("key")  # noqa: SLF001
+    assert found
+    assert found.dir.name == "key-2"
+
+
+def test_a_state_that_wakes_as_something_else_goes_at_once_and_one_that_does_not_wake_the_second_time(
+    tmp_path: Path,
+) -> None:
+    one = Warm(layout(tmp_path), Hypervisor("test:///default"))
+    refused, away = UnavailableError("x", code="hypervisor_failed"), UnavailableError("x", code="no_hypervisor")
+    for errors, stays in (
+        ([BrokenError("x", code="wrong_state")], False),
+        ([refused], True),
+        ([refused, refused], False),
+        ([away, away, away], True),
+    ):
+        state = warm.read(kept(one.layout.warm / f"key-{len(errors)}{errors[0].code}"))
+        assert state
+        for error in errors:
+            one.doubt(state, error)
+        assert (warm.read(state.dir) is not None) is stays
+        one.trust(state)

@@ -117,6 +117,7 @@ class LibvirtBackend:
             async with asyncio.timeout(_SECONDS_TO_WAKE):
                 await self.hypervisor.do(lambda api: machines.wake(api, desk, state.memory, names))
                 await self._become(desk, spec, state)
+                self.warm.trust(state)
                 await self._prove_screen(desk, spec)
                 yield handle | {SCREEN_ANSWERS: True}
                 await self._settle(handle, spec)
@@ -124,6 +125,10 @@ class LibvirtBackend:
             raise UnavailableError(
                 f"desktop {desk.id} did not wake within {_SECONDS_TO_WAKE:.0f} s", code="start_failed"
             ) from None
+        except FleetError as e:
+            if spec.snapshot is None:
+                await asyncio.to_thread(self.warm.doubt, state, e)
+            raise
 
     async def _clear(self, desk: Desk) -> None:
         """End what is left of an earlier start."""

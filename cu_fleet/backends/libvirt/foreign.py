@@ -28,7 +28,7 @@ from cu_fleet.backends.libvirt.images import NAMES
 from cu_fleet.backends.libvirt.layout import Desk, Layout
 from cu_fleet.backends.libvirt.options import FOREIGN, foreign_options
 from cu_fleet.backends.libvirt.snapshots import Snapshots
-from cu_fleet.backends.libvirt.warm import SECONDS_TO_BOOT, State, Warm, read
+from cu_fleet.backends.libvirt.warm import SECONDS_TO_BOOT, State, Warm
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import BrokenError, FleetError, UnavailableError
 from cu_fleet.model.profile import Profile
@@ -48,10 +48,10 @@ class ForeignWarm(Warm):
         machine = domain.Machine.of(profile, kind, facts[kind], image.path, None)
         data = given.note(image, foreign_options(profile).up_after)
         key = _key(machine, facts["versions"], data.decode())
-        folder = self.layout.warm / key
-        while (known := read(folder)) is None:
-            await self._made(key, machine, data)
-        return known
+        return await self._ready(key, machine, data)
+
+    def _beforehand(self, profile: Profile) -> str:
+        return ""
 
     async def _kind(self, profile: Profile) -> str:
         """What KVM is tried with is a kernel of ours; without one machines are emulated, unless the profile insists."""

@@ -3,7 +3,8 @@
 A state is used only by exactly what made it: its key covers the image, the seed (and so the profile, and the program
 inside), the machine as libvirt is told of it, and the versions of libvirt and QEMU. What changed any of them finds no
 state under its key and makes a new one. It lies whole under its name or not at all; one is made at a time, whoever
-asks, and the others wait. The machine that is being made into one ends when its maker does.
+asks, and the others wait. What is damaged, or wakes as something else, is made anew: a desktop gets none of it. The
+machine that is being made into one ends when its maker does.
 """
 
 from __future__ import annotations
@@ -34,13 +35,14 @@ from cu_fleet.backends.libvirt.options import image
 from cu_fleet.backends.libvirt.seed import seed
 from cu_fleet.backends.libvirt.telling import telling
 from cu_fleet.backends.libvirt.wire import Wire, give_back, take
-from cu_fleet.model.errors import UnavailableError
+from cu_fleet.model.errors import BrokenError, FleetError, UnavailableError
 from cu_fleet.model.profile import Profile
 
 if TYPE_CHECKING:
     from libvirt import virConnect
 
 log = logging.getLogger(__name__)
+_STATES_FAULT = ("wrong_state", "hypervisor_failed", "no_answer")  # or may be
 _MOST_SAID = 2000  # bytes of a machine's console that are kept
 SECONDS_TO_BOOT = 600.0  # under emulation, on a machine that has other things to do
 
@@ -63,18 +65,38 @@ class State:
 
 
 def read(folder: Path) -> State | None:
+    """The state, if there is one; refused if any of its files is not as long as it was when it was written."""
     try:
         about = json.loads((folder / "about.json").read_text("utf-8"))
+        state = State(folder, about["canary"], about["kind"])
+        wrong = {name: size for name, size in about["sizes"].items() if _size(folder / name) != size}
     except FileNotFoundError:
         return None
-    return State(folder, about["canary"], about["kind"])
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise BrokenError(f"the saved machine in {folder} is damaged: about.json: {e}", code="damaged") from None
+    for name, size in wrong.items():
+        there = _size(folder / name)
+        said = "is gone" if there is None else f"has {there} bytes, not {size}"
+        raise BrokenError(f"the saved machine in {folder} is damaged: its {name} {said}", code="damaged")
+    return state
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
 
 
 def write(folder: Path, canary: str, kind: str) -> None:
     """The last that is written of a state."""
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     about = folder / "about.json"
     about.touch(0o600)
-    about.write_text(json.dumps({"canary": canary, "kind": kind}))
+    with about.open("w") as file:
+        json.dump({"canary": canary, "kind": kind, "sizes": sizes}, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class Warm:
@@ -82,6 +104,7 @@ class Warm:
         self.layout, self.hypervisor = layout, hypervisor
         self.acceleration = Acceleration(layout, hypervisor)
         self._making: dict[str, asyncio.Task[None]] = {}  # by key
+        self._doubted: set[str] = set()  # canaries of states that a desktop did not wake from
 
     async def state(self, profile: Profile) -> State:
         """The warm state of this profile, made now if there is none."""
@@ -92,10 +115,36 @@ class Warm:
         facts = self.hypervisor.facts
         machine = domain.Machine.of(profile, kind, facts[kind], golden.dir, Path("seed"))
         key = _key(machine, facts["versions"], golden, data)
-        folder = self.layout.warm / key
-        while (known := read(folder)) is None:
+        return await self._ready(key, machine, data)
+
+    async def _ready(self, key: str, machine: domain.Machine, data: bytes) -> State:
+        while (known := await asyncio.to_thread(self._known, key)) is None:
             await self._made(key, machine, data)
+        await asyncio.to_thread(os.utime, known.dir)  # somebody uses it
         return known
+
+    def _known(self, key: str) -> State | None:
+        """The state of this key. One that is damaged is none any more, and is made anew beside it."""
+        for folder in sorted(self.layout.warm.glob(f"{key}*")):
+            try:
+                if found := read(folder):
+                    return found
+            except BrokenError as e:
+                log.warning("%s: it is made anew", e)
+                _strike(folder)
+        return None
+
+    def doubt(self, state: State, error: FleetError) -> None:
+        """A desktop did not wake from it: if it woke as something else, or for the second time, the state goes."""
+        if error.code not in _STATES_FAULT:
+            return
+        if error.code == "wrong_state" or state.canary in self._doubted:
+            log.warning("the state in %s is made anew: %s", state.dir, error)
+            _strike(state.dir)
+        self._doubted ^= {state.canary}
+
+    def trust(self, state: State) -> None:
+        self._doubted.discard(state.canary)
 
     async def coming(self, profile: Profile) -> AsyncGenerator[str, None]:
         """What to tell whoever waits until the state is there. It goes on being made when nobody does any more."""
@@ -105,11 +154,14 @@ class Warm:
                 return ""
             slow = "" if self.acceleration.known() else " (emulated: a minute or more)"
             what = f'the first machine of profile "{profile.name}" boots, for all that come after it'
-            return f"{what}, for {seconds:.0f} s so far{slow}; done beforehand by cu-fleet image build {image(profile)}"
+            return f"{what}, for {seconds:.0f} s so far{slow}{self._beforehand(profile)}"
 
         async with contextlib.aclosing(telling(self.state(profile), words)) as told:
             async for said in told:
                 yield said
+
+    def _beforehand(self, profile: Profile) -> str:
+        return f"; done beforehand by cu-fleet image build {image(profile)}"
 
     async def _made(self, key: str, machine: domain.Machine, data: bytes) -> None:
         """Whoever gives up waiting does not stop it: the next who asks finds it further."""
@@ -125,7 +177,7 @@ class Warm:
 
     async def _make_alone(self, key: str, machine: domain.Machine, data: bytes) -> None:
         async with self._alone(key):
-            if read(self.layout.warm / key) is None:
+            if await asyncio.to_thread(self._known, key) is None:
                 await self._make(key, machine, data)
 
     def _learn(self, api: virConnect, kind: str) -> None:
@@ -168,7 +220,7 @@ class Warm:
             await self._boot(desk, uid, machine, canary)
             await self.hypervisor.do(lambda api: machines.save(machines.must_run(api, desk), desk.dir / "memory"))
             await asyncio.to_thread(_finish, folder, canary, machine.kind)
-            folder.rename(self.layout.warm / key)
+            folder.rename(self.layout.warm / f"{key}-{secrets.token_hex(4)}")
         finally:
             await self.hypervisor.do(lambda api: machines.end(api, desk))
             await asyncio.to_thread(drop, folder)
@@ -240,6 +292,12 @@ class _Console:
 
     def said(self) -> str:
         return "".join(c for c in self._said.decode("utf-8", "replace") if c.isprintable() or c == "\n").strip()
+
+
+def _strike(folder: Path) -> None:
+    """It is a state no more; its disk stays for desktops and snapshots that rest on it, as long as there are any."""
+    for name in ("about.json", "memory"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def seed_of(folder: Path) -> Path:
