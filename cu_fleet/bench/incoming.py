@@ -73,16 +73,18 @@ def _words(api: virConnect, state: State, base: Path, desk: Desk) -> list[str]:
     """What libvirt would begin QEMU with, but for what is between the two alone."""
     names = machines.Names("bare", seed_of(base.parent), None)
     said = api.domainXMLToNative("qemu-argv", machines.renamed(saved.read(state.memory).xml, desk, names), 0)
+    return bare(said, _monitor(desk))
+
+
+def bare(said: str, monitor: Path) -> list[str]:
+    """The words without libvirt's variables and its secret, and with a monitor that we may speak to."""
     words = shlex.split(said)
     words = words[next(at for at, word in enumerate(words) if word.startswith("/")) :]
     pairs = zip(words, [*words[1:], ""], strict=True)
     secret = [at for at, (one, two) in enumerate(pairs) if one == "-object" and '"secret"' in two]
     kept = [word for at, word in enumerate(words) if at not in secret and at - 1 not in secret]
-    return [_with_monitor(word, _monitor(desk)) for word in kept]
-
-
-def _with_monitor(word: str, path: Path) -> str:
-    return f"socket,id=charmonitor,path={path},server=on,wait=off" if "id=charmonitor" in word else word
+    ours = f"socket,id=charmonitor,path={monitor},server=on,wait=off"
+    return [ours if word.startswith("socket,id=charmonitor,") else word for word in kept]
 
 
 @asynccontextmanager

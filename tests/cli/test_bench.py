@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cu_fleet.bench.figures import Figure, Series, milliseconds
+from cu_fleet.bench.incoming import bare
 from cu_fleet.bench.machine import private_memory
 from cu_fleet.bench.programme import ON_DEMAND, ROWS, rows_of
 from tests.cli.support import Ended, cli, finished, start
@@ -65,8 +66,17 @@ def test_an_aim_beside_one_that_is_missing_is_not_judged() -> None:
 
 def test_a_soak_is_run_only_if_asked_for() -> None:
     assert not set(rows_of([])) & set(ON_DEMAND)
-    assert set(rows_of(["soak", "docker", "codex"])) == set(ON_DEMAND)
+    assert set(rows_of(["soak", "docker", "libvirt", "codex"])) == set(ON_DEMAND)
     assert rows_of(["click"]) == ["click-http", "click-client", "click-mcp"]
+
+
+def test_a_bare_machine_is_libvirts_own_but_for_what_is_between_the_two() -> None:
+    key = """-object '{"qom-type":"secret","id":"masterKey0"}'"""
+    monitor = "-chardev socket,id=charmonitor,path=/var/lib/x/monitor.sock,server=on,wait=off -mon chardev=charmonitor"
+    said = f'LC_ALL=C HOME=/x /usr/bin/qemu -S {key} -m 768 -object \'{{"id":"ram"}}\' {monitor}'
+    mine = "socket,id=charmonitor,path=/m,server=on,wait=off"
+    words = ["/usr/bin/qemu", "-S", "-m", "768", "-object", '{"id":"ram"}', "-chardev", mine, "-mon"]
+    assert bare(said, Path("/m")) == [*words, "chardev=charmonitor"]
 
 
 def test_our_own_memory_can_be_read() -> None:
