@@ -1,7 +1,7 @@
 """What the controller asks of a store.
 
-Work happens in transactions: a plain function is given a `Tx`, and either all it wrote lands or nothing does. One
-thread runs them one after another, so a function reads what it then changes without races; the unique indexes
+Work happens in transactions: a plain function is given a `Tx`, and either all it wrote lands or nothing does. They
+run one after another, so a function reads what it then changes without races; the unique indexes
 still referee, so that even a wrong function cannot grant one desktop twice. They referee each write, not only the end:
 within a transaction, what holds is let go before another takes it.
 """
@@ -86,7 +86,8 @@ class Store(Protocol):
         Unless it is `lasting`, a loss of power may undo it yet, as long as nothing lasting followed: then nobody waits
         for a disk.
 
-        `work` is a plain function, run once, on another thread. Cancelled, this call ends when the transaction has:
+        `work` is a plain function, run once, on another thread; or here, if it need not last and nothing has to be
+        waited for. Cancelled, this call ends when the transaction has:
         undone if it never began, else done or undone.
         """
         ...

@@ -1,7 +1,8 @@
 """A process that writes to a store until it is killed: `python -m cu_fleet.testing.store_writer`.
 
 It reads a pickled opener from stdin and prints the number of each transaction once that is acknowledged. Every
-transaction takes a number, writes a record and appends to the chain; whoever looks later finds all three or none.
+transaction takes a number, writes a record and appends to the chain; whoever looks later finds all three or none. Every
+other one need not last: a process's death loses nothing of them either.
 """
 
 import asyncio
@@ -52,8 +53,8 @@ def acknowledged(process: "subprocess.Popen[bytes]", kill_after: int | None = No
 
 async def _write(opener: Opener, count: int) -> None:
     store = await opener()
-    for _ in range(count):
-        print(await store.transact(write_one), flush=True)
+    for turn in range(count):
+        print(await store.transact(write_one, lasting=turn % 2 == 0), flush=True)
     await store.close()
 
 

@@ -1,10 +1,12 @@
 """What is SQLite's own: its file, its disk, its log, and other processes at the same file."""
 
+import asyncio
 import json
 import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,10 +19,10 @@ from cu_fleet.model.errors import BrokenError, FleetError, UnavailableError
 from cu_fleet.model.snapshot import Snapshot
 from cu_fleet.stores.base import all_entries
 from cu_fleet.stores.migrations import steps
-from cu_fleet.stores.sqlite import SqliteStore
+from cu_fleet.stores.sqlite import LOG, SqliteStore
 from cu_fleet.testing.store_base import KEY
 from cu_fleet.testing.store_writer import acknowledged, start_writer, write_one
-from tests.support import run
+from tests.support import run, until
 
 
 def modes(folder: Path) -> dict[str, str]:
@@ -95,6 +97,84 @@ def test_making_the_file_while_another_process_makes_it(tmp_path: Path) -> None:
         store = await Crossed.open(tmp_path / "fleet.db", KEY)
         assert len(tries) == 2
         assert await store.transact(lambda tx: store.execute("PRAGMA journal_mode", {})) == [("wal",)]
+        await store.close()
+
+    run(body())
+
+
+class Watched(SqliteStore):
+    """Tells which statements were executed, each by which thread."""
+
+    def __init__(self, *words: Any) -> None:
+        super().__init__(*words)
+        self.seen: list[tuple[str, int]] = []
+
+    def execute(self, statement: str, params: Any) -> Any:
+        self.seen.append((statement, threading.get_ident()))
+        return super().execute(statement, params)
+
+    def by(self, begins: str) -> set[int]:
+        return {thread for statement, thread in self.seen if statement.lstrip().startswith(begins)}
+
+
+def test_what_need_not_last_is_done_at_once_unless_something_is_under_way(tmp_path: Path) -> None:
+    async def body() -> None:
+        store, loops = await Watched.open(tmp_path / "fleet.db", KEY), {threading.get_ident()}
+        await store.transact(write_one, lasting=False)
+        assert store.by("INSERT INTO audit") == loops
+        with pytest.raises(ZeroDivisionError):
+            await store.transact(lambda tx: (write_one(tx), 1 // 0), lasting=False)
+        store.seen.clear()
+        first = asyncio.create_task(store.transact(write_one), name="lasting")
+        await asyncio.sleep(0)  # it is given to the thread
+        numbers = [await store.transact(write_one, lasting=False), await first]
+        assert numbers == [3, 2], "nobody overtakes"
+        assert not store.by("INSERT INTO audit") & loops
+        await store.close()
+
+    run(body())
+
+
+def test_the_loop_waits_for_no_other_process(tmp_path: Path) -> None:
+    async def body() -> None:
+        store = await Watched.open(tmp_path / "fleet.db", KEY)
+        other = sqlite3.connect(tmp_path / "fleet.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        waits = asyncio.create_task(store.transact(write_one, lasting=False), name="waits")
+        await until(lambda: store.by("PRAGMA busy_timeout = 10000"))  # its thread waits
+        assert not waits.done()
+        other.execute("COMMIT")
+        assert await waits == 1
+        other.close()
+        await store.close()
+
+    run(body())
+
+
+def test_the_log_is_brought_in_by_the_thread_before_it_grows_long(tmp_path: Path) -> None:
+    async def body() -> None:
+        store, loops = await Watched.open(tmp_path / "fleet.db", KEY), {threading.get_ident()}
+        for _ in range(3 * LOG // 2):  # three rows each
+            await store.transact(write_one, lasting=False)
+        folds = [thread for statement, thread in store.seen if "wal_checkpoint" in statement]
+        assert len(folds) >= 3
+        assert not set(folds) & loops
+        assert (tmp_path / "fleet.db-wal").stat().st_size < 16 << 20
+        assert await store.transact(lambda tx: verify(all_entries(tx), [], KEY)) == 3 * LOG // 2
+        await store.close()
+
+    run(body())
+
+
+def test_a_commit_that_grew_slow_is_the_threads_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        store, loops = await Watched.open(tmp_path / "fleet.db", KEY), {threading.get_ident()}
+        monkeypatch.setattr("cu_fleet.stores.sqlite._SLOW", -1.0)
+        await store.transact(write_one, lasting=False)
+        store.seen.clear()
+        await store.transact(write_one, lasting=False)
+        assert store.by("INSERT INTO audit")
+        assert not store.by("INSERT INTO audit") & loops
         await store.close()
 
     run(body())
