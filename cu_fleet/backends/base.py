@@ -188,6 +188,12 @@ class Disk(Protocol):
         ...
 
 
+class Tidy(Protocol):
+    async def tidy(self) -> list[str]:
+        """Remove what was made for desktops and nothing needs any more; says what that was. Asked at every sweep."""
+        ...
+
+
 @dataclass(frozen=True)
 class Check:
     """One line of `doctor`: what was looked at, how it is, and the command that mends it."""
@@ -212,6 +218,7 @@ class Abilities:
     logs: Logs | None = None
     meter: Meter | None = None
     disk: Disk | None = None
+    tidy: Tidy | None = None
 
 
 class Backend(Protocol):

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import shutil
+from functools import partial
 
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.frames import Frames
@@ -67,10 +68,16 @@ class Sweeper:
             if row.backend == name and row.state == "deleting":
                 await self.snapshots.finish_delete(row)
         self._seen = {key for key in self._seen if key[0] != name} | set(orphans) | strays
+        for what in await backend.abilities.tidy.tidy() if backend.abilities.tidy else ():
+            facts: dict[str, object] = {"backend": name, "what": what}
+            await self.core.note(partial(self._record_tidied, facts=facts))
 
     async def _note(self, desktop: str, what: str) -> None:
         facts: dict[str, object] = {"desktop": desktop, "what": what}
         await self.core.note(lambda tx: self.core.record(tx, "orphan.removed", "controller", facts=facts))
+
+    def _record_tidied(self, tx: Tx, *, facts: dict[str, object]) -> None:
+        self.core.record(tx, "backend.tidied", "controller", facts=facts)
 
     async def _forget(self) -> None:
         """Leases that are over, and desktops that are gone, are forgotten after their time; the record keeps them."""

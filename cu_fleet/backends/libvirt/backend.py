@@ -41,6 +41,7 @@ from cu_fleet.backends.libvirt.machines import Names
 from cu_fleet.backends.libvirt.options import options
 from cu_fleet.backends.libvirt.snapshots import Snapshots
 from cu_fleet.backends.libvirt.telling import telling
+from cu_fleet.backends.libvirt.tidying import Tidy
 from cu_fleet.backends.libvirt.warm import State, Warm, seed_of
 from cu_fleet.backends.libvirt.wire import wire
 from cu_fleet.guest.init import RUN
@@ -72,6 +73,7 @@ class LibvirtBackend:
         self.hypervisor = Hypervisor(uri)
         self.warm = Warm(self.layout, self.hypervisor)
         self.snapshots = Snapshots(self.layout)
+        self.tidying = Tidy(self.layout)
         self.abilities = Abilities(
             snapshots=_Snapshots(self),
             exec=_Exec(self),
@@ -81,6 +83,7 @@ class LibvirtBackend:
             logs=_Logs(self),
             meter=_Meter(self),
             disk=_Disk(self),
+            tidy=_Tidy(self),
         )
 
     def desk(self, handle: Handle) -> Desk:
@@ -354,6 +357,11 @@ class _Meter(_Ability):
         async with wire(desk.port, desk.id) as one:
             processes = (await one.ask("p")).get("processes")
         return Usage(memory, processes if isinstance(processes, int) else None, seconds)
+
+
+class _Tidy(_Ability):
+    async def tidy(self) -> list[str]:
+        return await asyncio.to_thread(self.backend.tidying.if_due) if self.backend.layout.used else []
 
 
 class _Disk(_Ability):

@@ -4,6 +4,8 @@ The packages are those of every desktop's image (`images/desktop`), but for its 
 (`images/vm-desktop`). What mmdebstrap makes of them is an archive; a shell script that is root, if only in a user
 namespace of its own, makes a disk of that. The kernel lies beside the disk, unpacked: under emulation, unpacking it
 takes longer than all else it does before it finds its disk.
+
+What an image's name stands for may change, the image itself never: saved machines rest on its disk, block by block.
 """
 
 from __future__ import annotations
@@ -29,14 +31,9 @@ from cu_fleet.model.names import check_name
 Say = Callable[[str], None]
 RECIPES = Path(str(files("cu_fleet").joinpath("images"))).resolve()
 NAMES = ("vm-desktop",)
-_SUITE = "bookworm"
+_SUITE, _TOO = "bookworm", subprocess.STDOUT
 _SIZE = "8G"  # of the disk, as the machine sees it
 _NOT_HERE = {"tigervnc-standalone-server"}
-_EXCLUDED = [
-    "/usr/share/man/*", "/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*",
-    *(f"/lib/modules/*/kernel/{folder}/*" for folder in ("sound", "drivers/media", "drivers/net/wireless")),
-    *(f"/lib/modules/*/kernel/drivers/{folder}/*" for folder in ("gpu/drm/amd", "gpu/drm/i915", "gpu/drm/nouveau")),
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,12 +54,12 @@ class Golden:
 def recipe() -> str:
     """Changes with everything an image is made of, but for the packages' own versions."""
     parts = [RECIPES / "setup", RECIPES / "desktop/packages", *sorted((RECIPES / "vm-desktop").iterdir())]
-    data = b"\0".join([*(part.read_bytes() for part in parts), repr([_SUITE, _SIZE, _EXCLUDED]).encode()])
+    data = b"\0".join([*(part.read_bytes() for part in parts), repr([_SUITE, _SIZE]).encode()])
     return hashlib.sha256(data).hexdigest()[:16]
 
 
 def look(layout: Layout, name: str) -> Golden:
-    folder = layout.images / check_name("image", name)
+    folder = (layout.images / check_name("image", name)).resolve()
     try:
         about = json.loads((folder / "about.json").read_text("utf-8"))
     except FileNotFoundError:
@@ -89,10 +86,9 @@ def build(layout: Layout, name: str, say: Say, created: str) -> Golden:
             )
     new = layout.folder(layout.images / f".{name}.{secrets.token_hex(4)}")
     try:
-        _bootstrap(new / "root.tar", say)
+        _bootstrap(new, say)
         say("making the disk")
-        _run(_as_root(["sh", str(RECIPES / "vm-desktop/disk"), str(new / "root.tar"), str(new), _SIZE]), say)
-        (new / "root.tar").unlink()
+        _run(_as_root(["sh", str(RECIPES / "vm-desktop/disk"), str(new), _SIZE]), say)
         (new / "vmlinux").write_bytes(unpacked((new / "vmlinuz").read_bytes()))
         for path in new.iterdir():
             path.chmod(0o444)
@@ -104,14 +100,14 @@ def build(layout: Layout, name: str, say: Say, created: str) -> Golden:
 
 
 def adopt(layout: Layout, new: Golden) -> Golden:
-    """Give a new image its name; a machine that began from the old one keeps that open until it ends."""
-    old = layout.images / f".{new.name}.old"
-    drop(old)
-    place = layout.images / new.name
-    if place.exists():
-        place.rename(old)
+    """Give a new image its name. The old one stays where it is, for what rests on it: see `tidying`."""
+    name, token = layout.images / new.name, secrets.token_hex(4)
+    place, link = layout.images / f"{new.name}.{token}", layout.images / f".{new.name}.{token}.link"
     new.dir.rename(place)
-    drop(old)
+    if name.is_dir() and not name.is_symlink():
+        name.rename(layout.images / f"{new.name}.{secrets.token_hex(4)}")
+    link.symlink_to(place.name)
+    link.replace(name)
     return look(layout, new.name)
 
 
@@ -121,21 +117,30 @@ def packages() -> list[str]:
     return [word for word in words if word not in _NOT_HERE]
 
 
-def _bootstrap(archive: Path, say: Say) -> None:
+def _bootstrap(folder: Path, say: Say) -> None:
+    """Make the file system, and lay it out in `folder` as it comes, while the last of it is still being packed."""
     into = "/tmp/image"  # noqa: S108  # of the new file system
-    wanted = archive.with_name("packages")
+    wanted, machine = folder / "packages", folder / "machine"
     wanted.write_text("\n".join(packages()) + "\n")
-    machine = archive.with_name("machine")
     machine.write_bytes((RECIPES / "vm-desktop/setup").read_bytes())
     command = ["mmdebstrap", "--format=tar", "--variant=minbase", "--aptopt=Acquire::Languages none"]
-    command += [f"--dpkgopt=path-exclude={folder}" for folder in _EXCLUDED]
+    command += ["--dpkgopt=force-unsafe-io"]  # what a power failure would leave half-made is made anew
     command += [f"--include={','.join(packages())}"]
+    command += [f'--essential-hook=sh {RECIPES / "vm-desktop/before"} "$1"']
     command += [f'--customize-hook=mkdir -p "$1{into}"']
     command += [f"--customize-hook=copy-in {RECIPES / 'setup'} {wanted} {machine} {into}"]
     command += [f'--customize-hook=chroot "$1" sh {into}/setup {into}/packages']
     command += [f'--customize-hook=chroot "$1" sh {into}/machine']
-    command += [f'--customize-hook=rm -r "$1{into}"', _SUITE, str(archive)]
-    _run(command, lambda line: say(line[2:].strip()) if line.startswith("I:") else None)
+    command += [f'--customize-hook=rm -r "$1{into}"', _SUITE, "-"]
+    root = folder / "root"
+    root.mkdir()
+    lay = ["tar", "--extract", "--numeric-owner", "--xattrs", "--xattrs-include=*", f"--directory={root}"]
+    with subprocess.Popen(_as_root(lay), stdin=subprocess.PIPE) as laying:
+        _run(command, lambda line: say(line[2:].strip()) if line.startswith("I:") else None, laying.stdin)
+        assert laying.stdin
+        laying.stdin.close()
+    if laying.returncode:
+        raise UnavailableError(f"the image could not be laid out in {root}: is the disk full?", code="image_failed")
     wanted.unlink()
     machine.unlink()
 
@@ -145,13 +150,13 @@ def _as_root(command: list[str]) -> list[str]:
     return command if os.geteuid() == 0 else ["unshare", "--map-root-user", "--map-auto", *command]
 
 
-def _run(command: list[str], heard: Callable[[str], None]) -> None:
+def _run(command: list[str], heard: Callable[[str], None], into: IO[bytes] | None = None) -> None:
+    """Run it and hear what it says; what it makes goes `into` another, if given."""
     said: list[str] = []
     environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    ) as process:
-        out: IO[str] | None = process.stdout
+    pipes = {"stderr": subprocess.PIPE, "stdout": into} if into else {"stdout": subprocess.PIPE, "stderr": _TOO}
+    with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
+        out: IO[str] | None = process.stderr if into else process.stdout
         assert out
         for line in out:
             said = [*said, line.rstrip()][-10:]
