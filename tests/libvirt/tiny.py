@@ -2,7 +2,7 @@
 
 A FAT file system without partitions, with systemd-boot, Debian's cloud kernel (fetched by apt, installed nowhere) and
 busybox, made without mounting anything. It is up within seconds under emulation; its screen is the firmware's, with
-Linux's console on it; and who connects to its serial line has a shell.
+Linux's console and a shell on it; and who connects to its serial line has another.
 """
 
 import socket
@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.rfb.qemu import VIRTIO, guest
 
 _BOOT = Path("/usr/lib/systemd/boot/efi/systemd-bootx64.efi")
-_MODULES = ("efivarfs", *VIRTIO, "virtio_blk")
+_MODULES = ("efivarfs", *VIRTIO, "virtio_blk", "evdev", "virtio_input")
 _ENTRY = "title tiny\nlinux /vmlinuz\ninitrd /initrd\noptions console=ttyS0 quiet panic=-1\n"
 _INIT = r"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -23,7 +23,8 @@ for module in /lib/*; do insmod $module; done
 mount -t efivarfs vars /sys/firmware/efi/efivars
 exec </dev/ttyS0 >/dev/ttyS0 2>&1
 stty raw -echo
-setterm -cursor off >/dev/tty0 2>/dev/null; printf '\033[?25lup\n' >/dev/tty0
+printf '\033[?25l' >/dev/tty1  # a pointer that blinks would make every picture another one
+setsid sh -c 'exec sh </dev/tty1 >/dev/tty1 2>&1' &
 while :; do
   read -r words
   eval "$words"
