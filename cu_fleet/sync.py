@@ -28,6 +28,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 A = TypeVar("A")
 W = TypeVar("W")
+Inner = TypeVar("Inner", covariant=True)  # a method of a part of the client is one of the whole
 _CLEAN_UP = 30.0
 _END: Any = object()
 
@@ -91,10 +92,10 @@ def _settle(result: "Future[T]", task: "asyncio.Task[T]") -> None:
         result.set_result(task.result())
 
 
-class Blocking(Generic[A]):
+class Blocking(Generic[Inner]):
     """Something of the asynchronous client, and the loop it lives in."""
 
-    def __init__(self, inner: A, loop: Loop) -> None:
+    def __init__(self, inner: Inner, loop: Loop) -> None:
         self.inner, self.loop = inner, loop
 
 

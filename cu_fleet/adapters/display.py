@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image
 
-from cu_fleet.client.desktop import Area, Desktop, Result
+from cu_fleet.client.desktop import Desktop
+from cu_fleet.client.hands import Result
+from cu_fleet.client.picture import Area
 from cu_fleet.model.action import MOST_SECONDS, Action, Drag, check_on_screen, parse_actions
 from cu_fleet.model.errors import FleetError, InvalidError, LeaseOverError
 from cu_fleet.model.keys import MODIFIERS, combo, keysym
 from cu_fleet.model.view import ApprovalView
 
 if TYPE_CHECKING:
-    from cu_fleet.client.desktop import Picture
+    from cu_fleet.client.picture import Picture
 
 Step = dict[str, Any]  # one action of ours, its points in pixels of the declared display
 MOST_BYTES = 3_700_000  # of a picture: what both vendors take, also in base64

@@ -212,7 +212,7 @@ class Worker:
         stdin: bytes | AsyncIterator[bytes] = b"",
         **more: Any,
     ) -> int:
-        from cu_fleet.client.fleet import Command
+        from cu_fleet.client.command import Command
         from cu_fleet.client.http import given
 
         where = connect.path("desktops", self.lease["desktop"], "exec")

@@ -13,18 +13,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cu_fleet.client.command import Command as Command
+    from cu_fleet.client.command import Completed as Completed
     from cu_fleet.client.desktop import Desktop as Desktop
-    from cu_fleet.client.desktop import Frame as Frame
-    from cu_fleet.client.desktop import Result as Result
-    from cu_fleet.client.fleet import Command as Command
-    from cu_fleet.client.fleet import Completed as Completed
     from cu_fleet.client.fleet import Fleet as Fleet
+    from cu_fleet.client.hands import Result as Result
     from cu_fleet.client.lease import Leasing as Leasing
+    from cu_fleet.client.picture import Frame as Frame
 
 _FROM = {
-    "desktop": ("Desktop", "Frame", "Result"),
-    "fleet": ("Command", "Completed", "Fleet"),
+    "command": ("Command", "Completed"),
+    "desktop": ("Desktop",),
+    "fleet": ("Fleet",),
+    "hands": ("Result",),
     "lease": ("Leasing",),
+    "picture": ("Frame",),
 }
 
 

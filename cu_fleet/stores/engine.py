@@ -30,7 +30,7 @@ LIMIT = 30.0  # seconds a transaction may take before it is broken off
 
 
 class SqlStore(ABC):
-    """See `stores.base.Store`. What is abstract runs on the store's thread; `interrupt` and `begin_now` on the loop's."""
+    """See `stores.base.Store`. What is abstract runs on the store's thread, but `interrupt` and `begin_now`."""
 
     dialect: str
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cu_fleet import client, sync
-from cu_fleet.client.desktop import Action
+from cu_fleet.client.hands import Action
 from cu_fleet.client.http import read, v1
 from cu_fleet.client.naming import kind_of
 from cu_fleet.model.errors import ConflictError, FleetError, LeaseOverError

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cu_fleet.client import Desktop
-from cu_fleet.client.fleet import Command
+from cu_fleet.client.command import Command
 from cu_fleet.rfb.screen import Screen
 from cu_fleet.testing import easel
 from cu_fleet.testing.screen_seeing import Easels, Said, ScreenSight, SeeingContract, Seen, listening
