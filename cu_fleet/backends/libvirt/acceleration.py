@@ -2,7 +2,7 @@
 
 A device file proves nothing: there are hosts where it opens, and the first real kernel hangs on it. So the image's own
 kernel is begun without a disk; it panics, resets, and is gone within a second or two. What was found is kept until the
-host is booted again.
+host is booted again, or its device file becomes another.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from cu_fleet.model.profile import Profile
 if TYPE_CHECKING:
     from libvirt import virConnect
 
+DEVICE = Path("/dev/kvm")
 _SECONDS = 15.0
 _PROBE = """<domain type='kvm'><name>cu-fleet-probe-{name}</name><memory unit='MiB'>192</memory><vcpu>1</vcpu>
 <os><type arch='x86_64' machine='q35'>hvm</type><kernel>{kernel}</kernel><cmdline>panic=-1 quiet</cmdline></os>
@@ -75,7 +76,8 @@ class Acceleration:
 
 
 def _booted() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {DEVICE.stat().st_ctime_ns if DEVICE.exists() else 'without'}"
 
 
 def _boots(api: virConnect, kernel: Path) -> bool:

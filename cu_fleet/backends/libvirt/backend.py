@@ -31,7 +31,6 @@ from cu_fleet.backends.base import (
     Usage,
 )
 from cu_fleet.backends.libvirt import carried, checks, disks, machines, snapshots
-from cu_fleet.backends.libvirt.acceleration import said as said_of_kvm
 from cu_fleet.backends.libvirt.command import on_files, run
 from cu_fleet.backends.libvirt.files import Files
 from cu_fleet.backends.libvirt.hypervisor import Hypervisor
@@ -235,9 +234,7 @@ class LibvirtBackend:
         return [Found(desktop, {"desktop": desktop}, " and ".join(kinds)) for desktop, kinds in there.items()]
 
     async def check(self, profile: Profile | None = None) -> list[Check]:
-        return await checks.all_checks(
-            self.layout, self.hypervisor, said_of_kvm(self.warm.acceleration.known()), profile
-        )
+        return await checks.all_checks(self.layout, self.hypervisor, self.warm.acceleration.known(), profile)
 
 
 class _Ability:

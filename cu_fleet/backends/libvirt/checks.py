@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cu_fleet.backends.base import Check
 from cu_fleet.backends.libvirt import images
+from cu_fleet.backends.libvirt.acceleration import DEVICE, said
 from cu_fleet.backends.libvirt.hypervisor import Hypervisor
 from cu_fleet.backends.libvirt.layout import Layout
 from cu_fleet.backends.libvirt.options import image, options
@@ -16,13 +17,21 @@ from cu_fleet.model.profile import Profile
 if TYPE_CHECKING:
     from libvirt import virConnect
 
+_DECEIVES = (
+    f"{DEVICE} is there and no machine boots with it, so libvirt examines QEMU anew before most calls, a second or two "
+    f"each: have the host above this one nest properly, or hide the device (rm {DEVICE}, until the next boot)"
+)
 
-async def all_checks(layout: Layout, hypervisor: Hypervisor, kvm: str, profile: Profile | None) -> list[Check]:
+
+async def all_checks(layout: Layout, hypervisor: Hypervisor, kvm: bool | None, profile: Profile | None) -> list[Check]:
+    """`kvm` is what has been found out about it, if anybody has asked."""
     try:
         system = await hypervisor.do(_system)
     except FleetError as e:
         return [Check("libvirt", False, f"no desktops in virtual machines: {e}", needed=False)]
-    found = [Check("libvirt", True, f"a hypervisor answers: {system}; {kvm}", needed=False)]
+    found = [Check("libvirt", True, f"a hypervisor answers: {system}; {said(kvm)}", needed=False)]
+    if kvm is False and DEVICE.exists():
+        found.append(Check("kvm", False, _DECEIVES, needed=False))
     if shutil.which("qemu-img") is None:
         fix = ("apt-get", "install", "-y", "qemu-utils")
         found.append(Check("qemu-img", False, "missing: machines' disks are made by it", needed=False, fix=(fix,)))
