@@ -151,12 +151,13 @@ class Command:
 
 
 class Init:
-    def __init__(self, xvnc: int) -> None:
+    def __init__(self, xvnc: int, seen: str = f"{RUN}/rfb.sock") -> None:
         with open(f"{SETUP}/config", "rb") as f:
             (self.boot, self.dpi, layout, variant), *self.autostart = unpack(f.read())
         self.keyboard = ["-layout", layout, *(["-variant", variant] if variant else [])] if layout != "us" else []
         self.env = dict(os.environ)
         self.xvnc = xvnc
+        self.seen = seen  # where its screen is served; nowhere inside, if it is a machine's
         self.manager = 0
         self.managed_since = 0.0
         self.screen: Screen | None = None  # until the window manager is up
@@ -183,7 +184,7 @@ class Init:
         self.sign = screen.atom(b"_NET_SUPPORTING_WM_CHECK")
         screen.dress(self.dpi)
         self.poll.register(screen.x.fileno(), select.POLLIN)
-        while not _listened_at(f"{RUN}/rfb.sock"):  # by a program of its own it is served a little later
+        while self.seen and not _listened_at(self.seen):  # by a program of its own it is served a little later
             self.wait_a_little()
         os.write(STATUS_FD, f"screen {self.size}\n".encode())
         if self.keyboard:
@@ -369,7 +370,7 @@ class Init:
 def main() -> None:
     for fd in (STATUS_FD, TETHER_FD):
         os.set_inheritable(fd, False)
-    init = Init(int(sys.argv[1]))
+    init = Init(int(sys.argv[1]), *sys.argv[2:])
     init.listen()
     init.bring_up()
     init.serve()

@@ -39,7 +39,7 @@ umask 022
 "$@" 8>&- 9>&- & screen=$!
 tar --extract --file={SETUP}/state.tar --directory=/ --preserve-permissions --no-overwrite-dir || exit
 mkdir -p ~/Shared
-exec /usr/bin/python3 -I -S {SETUP}/init.py $screen"""
+exec /usr/bin/python3 -I -S {SETUP}/init.py $screen ''"""
 
 
 class Port:
