@@ -212,7 +212,7 @@ async def serving(one: Home) -> None:
         except (FleetError, OSError):
             return False
 
-    await until(answers, every=0.1)
+    await until(answers, timeout=60, every=0.1)
 
 
 async def at_rest(fleet: Fleet) -> None:
