@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -21,13 +21,14 @@ from xml.etree import ElementTree
 from cu_fleet.backends import door
 from cu_fleet.backends.base import Abilities, Check, Endpoint, Place, Saved, Spec, Usage
 from cu_fleet.backends.libvirt import domain, given, machines
-from cu_fleet.backends.libvirt.backend import LibvirtBackend, _Ability, _Disk, _Freeze, _Network, _still
+from cu_fleet.backends.libvirt.backend import LibvirtBackend, _Ability, _Disk, _Freeze, _Network, _still, _Tidy
 from cu_fleet.backends.libvirt.disks import overlay
 from cu_fleet.backends.libvirt.hypervisor import Hypervisor
 from cu_fleet.backends.libvirt.images import NAMES
 from cu_fleet.backends.libvirt.layout import Desk, Layout
 from cu_fleet.backends.libvirt.options import FOREIGN, foreign_options
 from cu_fleet.backends.libvirt.snapshots import Snapshots
+from cu_fleet.backends.libvirt.tidying import Tidy
 from cu_fleet.backends.libvirt.warm import SECONDS_TO_BOOT, State, Warm
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import BrokenError, FleetError, UnavailableError
@@ -136,6 +137,12 @@ class ForeignSnapshots(Snapshots):
         return found, base
 
 
+class ForeignTidy(Tidy):
+    def _images(self) -> Iterator[Path]:
+        """The user's are the user's, and of ours the other backend knows which are needed."""
+        return iter(())
+
+
 class LibvirtVncBackend(LibvirtBackend):
     name = FOREIGN
 
@@ -144,12 +151,14 @@ class LibvirtVncBackend(LibvirtBackend):
         self.layout = Layout(place, store, FOREIGN)
         self.warm = ForeignWarm(self.layout, self.hypervisor)
         self.snapshots = ForeignSnapshots(self.layout)
+        self.tidying = ForeignTidy(self.layout)
         self.abilities = Abilities(
             snapshots=_ForeignSnapshots(self),
             freeze=_ForeignFreeze(self),
             network=_Network(),
             meter=_ForeignMeter(self),
             disk=_Disk(self),
+            tidy=_Tidy(self),
         )
 
     async def _become(self, desk: Desk, spec: Spec, state: State) -> None:
