@@ -24,7 +24,7 @@ from cu_fleet.cli import complete, connect, output, promises
 from cu_fleet.cli.acquire import acquire
 from cu_fleet.cli.clients import TOKEN
 from cu_fleet.cli.codex_worktree import RunsWorktree
-from cu_fleet.cli.common import command, seconds
+from cu_fleet.cli.common import Profile, Wait, command, seconds
 from cu_fleet.cli.holding import END_WITHIN, FROM_KEYBOARD, give_back, heeding, in_foreground, renew
 from cu_fleet.cli.mcp import PANEL
 from cu_fleet.model.errors import DeniedError, InvalidError, UnavailableError
@@ -51,12 +51,8 @@ def codex(
             "--agent", "-a", help="Who it is. Runs at the same time are A, A-2, A-3, …", autocompletion=complete.agents
         ),
     ] = "codex",
-    profile: Annotated[
-        str, typer.Option("--profile", "-p", help="What kind of desktop.", autocompletion=complete.profiles)
-    ] = "local",
-    wait: Annotated[
-        str, typer.Option("--wait", metavar="TIME", help="How long to stand in line: 60s, 5m or forever.")
-    ] = "60s",
+    profile: Profile = "local",
+    wait: Wait = "60s",
     worktree: Annotated[
         str | None,
         typer.Option(

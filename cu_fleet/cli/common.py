@@ -22,6 +22,10 @@ DesktopId = Annotated[
         metavar="ID", help="A desktop's id or name, or the lease that holds it.", autocompletion=complete.desktops
     ),
 ]
+Profile = Annotated[
+    str, typer.Option("--profile", "-p", help="What kind of desktop.", autocompletion=complete.profiles)
+]
+Wait = Annotated[str, typer.Option("--wait", metavar="TIME", help="How long to stand in line: 60s, 5m or forever.")]
 Reason = Annotated[str | None, typer.Option("--reason", help="Why, in the words the agent will read.")]
 Ttl = Annotated[str | None, typer.Option("--ttl", metavar="TIME", help="How long the lease lives, as 90s, 15m or 2h.")]
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from cu_fleet.cli import complete, connect, output
-from cu_fleet.cli.common import Json, LeaseId, Reason, Ttl, command, given, group, seconds
+from cu_fleet.cli.common import Json, LeaseId, Profile, Reason, Ttl, Wait, command, given, group, seconds
 from cu_fleet.model.errors import InvalidError
 
 app = group("lease", "Ask for desktops, see who holds what, and supervise.")
@@ -23,9 +23,7 @@ def register(root: typer.Typer) -> None:
     "cu-fleet lease acquire -a codex-a -p local --view 1024 --no-wait --json",
 )
 def acquire(
-    profile: Annotated[
-        str, typer.Option("--profile", "-p", help="The recipe of the desktop.", autocompletion=complete.profiles)
-    ],
+    profile: Profile,
     agent: Annotated[
         str | None,
         typer.Option(
@@ -46,9 +44,7 @@ def acquire(
         typer.Option("--resource", metavar="R", help="A named thing nobody else may hold meanwhile; repeatable."),
     ] = None,
     ttl: Ttl = None,
-    wait: Annotated[
-        str, typer.Option("--wait", metavar="TIME", help="How long to stand in line: 60s, 5m or forever.")
-    ] = "60s",
+    wait: Wait = "60s",
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Be refused at once if somebody else holds it.")] = False,
     view: Annotated[
         int | None,

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from cu_fleet.cli import complete, connect, output
-from cu_fleet.cli.common import command, seconds
+from cu_fleet.cli.common import Profile, Wait, command, seconds
 from cu_fleet.cli.holding import END_WITHIN, FROM_KEYBOARD, heeding, in_foreground
 from cu_fleet.cli.pack import to_bring
 from cu_fleet.cli.running import Wanted, Work, Worker
@@ -42,9 +42,7 @@ def register(root: typer.Typer) -> None:
 
 def run(
     words: Annotated[list[str], typer.Argument(metavar="CMD", help="The command and its arguments.")],
-    profile: Annotated[
-        str, typer.Option("--profile", "-p", help="What kind of desktop.", autocompletion=complete.profiles)
-    ] = "local",
+    profile: Profile = "local",
     desktops: Annotated[
         int, typer.Option("--desktops", "-n", min=1, max=MOST, help="How many, each with a worker.")
     ] = 1,
@@ -67,9 +65,7 @@ def run(
     agent: Annotated[
         str, typer.Option("--agent", "-a", help="Who it is. Of several, A-0, A-1, …", autocompletion=complete.agents)
     ] = "run",
-    wait: Annotated[
-        str, typer.Option("--wait", metavar="TIME", help="How long to stand in line: 60s, 5m or forever.")
-    ] = "60s",
+    wait: Wait = "60s",
     stdin: Annotated[
         bool,
         typer.Option("--stdin/--no-stdin", help="Pass standard input on to a single one, unless it is a terminal."),
