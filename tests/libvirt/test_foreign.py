@@ -16,11 +16,11 @@ from cu_fleet.app import controller_of
 from cu_fleet.backends.base import Place
 from cu_fleet.backends.libvirt import LibvirtBackend, LibvirtVncBackend, given
 from cu_fleet.backends.libvirt.layout import Desk
-from cu_fleet.backends.libvirt.options import FOREIGN
+from cu_fleet.backends.libvirt.options import FOREIGN, ForeignOptions, foreign_options
 from cu_fleet.controller import Controller
 from cu_fleet.model.action import parse_actions
 from cu_fleet.model.errors import BrokenError, FleetError, InvalidError, NotFoundError, UnsupportedError
-from cu_fleet.model.profile import Profile
+from cu_fleet.model.profile import Profile, parse_profile
 from cu_fleet.model.request import Acquire, Shot
 from cu_fleet.model.view import LeaseView
 from cu_fleet.settings import read_settings
@@ -29,6 +29,7 @@ from tests.libvirt import tiny
 from tests.rfb.stages import ANA
 from tests.support import run, until
 
+TOP = Path(__file__).resolve().parents[2]
 MBR = bytes(440) + bytes(70) + b"\x55\xaa"
 CODE = b"\xfa" + MBR[1:]
 
@@ -98,6 +99,13 @@ def test_an_image_that_cannot_serve_says_why(open_folder: Path) -> None:
     if os.geteuid() == 0:
         good.chmod(0o600)
         refused(InvalidError, "image_unreadable", good)
+
+
+def test_the_example_explains_every_option() -> None:
+    text = (TOP / "examples/libvirt-vnc.yaml").read_text("utf-8")
+    example = foreign_options(parse_profile(text, "libvirt-vnc.yaml", "libvirt-vnc"))
+    assert (example.firmware, example.tpm) == ("uefi", True)
+    assert [name for name in ForeignOptions.model_fields if f"  {name}:" not in text and f"# {name}:" not in text] == []
 
 
 def test_what_rests_on_an_image_is_refused_once_that_is_another(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from cu_fleet.backends.base import Check
-from cu_fleet.backends.libvirt import images
+from cu_fleet.backends.libvirt import firmware, images, tpm
 from cu_fleet.backends.libvirt.acceleration import DEVICE, said
 from cu_fleet.backends.libvirt.hypervisor import Hypervisor
 from cu_fleet.backends.libvirt.layout import Layout
@@ -49,10 +49,19 @@ def _dotted(version: int) -> str:
     return f"{version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}"
 
 
+def equipment(profile: Profile) -> None:
+    """Refuse a profile that asks for what this host has not."""
+    wanted = options(profile)
+    if wanted.firmware == "uefi":
+        firmware.find(secure=wanted.secure_boot)
+    if wanted.tpm:
+        tpm.need()
+
+
 def _image(layout: Layout, profile: Profile) -> Check:
     name = f"image of {profile.name}"
     try:
-        options(profile)
+        equipment(profile)
         golden = images.need(layout, image(profile))
     except FleetError as e:
         return Check(name, False, str(e), needed=False)

@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 
 from cu_fleet.backends import door
 from cu_fleet.backends.base import Abilities, Check, Endpoint, Place, Saved, Spec, Usage
-from cu_fleet.backends.libvirt import domain, given, machines
+from cu_fleet.backends.libvirt import checks, domain, given, machines
 from cu_fleet.backends.libvirt.backend import LibvirtBackend, _Ability, _Disk, _Freeze, _Network, _still, _Tidy
 from cu_fleet.backends.libvirt.disks import overlay
 from cu_fleet.backends.libvirt.hypervisor import Hypervisor
@@ -184,10 +184,11 @@ class LibvirtVncBackend(LibvirtBackend):
             return []  # of the hypervisor itself the other backend tells
         name = f"image of {profile.name}"
         try:
+            checks.equipment(profile)
             found = await asyncio.to_thread(given.need, profile)
         except FleetError as e:
             return [Check(name, False, str(e), needed=False)]
-        lacking = "; nothing of ours is inside: no exec, launch, windows, files and clipboard_get"
+        lacking = "; nothing of ours is inside: no exec, launch, windows, files and clipboard"
         return [Check(name, True, f"{found.path} ({found.kind}), {found.size_bytes >> 20} MiB{lacking}", needed=False)]
 
 

@@ -21,10 +21,15 @@ _PROGRAM = "swtpm"
 _SECONDS = 30.0
 
 
-def begin(desk: Desk, uid: int | None) -> None:
-    """Returns when it listens."""
+def need() -> str:
     if (program := shutil.which(_PROGRAM)) is None:
         raise UnavailableError(f"{_PROGRAM} is not installed", remedy="apt-get install swtpm", code="missing_program")
+    return program
+
+
+def begin(desk: Desk, uid: int | None) -> None:
+    """Returns when it listens."""
+    program = need()
     state = _state(desk)
     state.mkdir(mode=0o700)
     if uid is not None:
