@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # Sets up what is missing and runs every check and test of cu-fleet, on Debian 12 or newer (Ubuntu 24.04: not tried yet).
 #
-#   tests/run.sh [--quick] [PYTEST ARGUMENT…]
+#   tests/run.sh [--quick | --install] [PYTEST ARGUMENT…]
 #
 #   --quick   installs nothing but the Python environment, and leaves out tests that start real desktops or take minutes
+#   --install only sets up what is missing
 #
 # A line for each step, what failed in full, and a verdict; everything else is in reports/. Where CI is set, a test that
 # is skipped because something is missing counts as failed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
-quick=
+quick= only_install=
 [ "${1:-}" = --quick ] && { quick=1; shift; }
+[ "${1:-}" = --install ] && { only_install=1; shift; }
 venv=${CU_FLEET_VENV:-$PWD/.venv}
 mkdir -p reports && rm -f reports/*.log reports/*.xml
 steps=() counts=() failed=0 ran=
@@ -100,6 +102,7 @@ PY
 
 echo "cu-fleet tests${quick:+ (quick)}: $(. /etc/os-release && echo "$PRETTY_NAME"), $(nproc) cores, user $(id -un)"
 step install install
+[ -z "$only_install" ] || exit "$failed"
 unset CU_FLEET_VENV
 for name in "${!CU_FLEET_@}"; do unset "$name"; done  # a controller of yours is not ours to test
 if [ "$failed" = 0 ]; then
