@@ -1,8 +1,8 @@
 """The scenes of the `docker` backend, on the engine that it would use, with the image of its profile.
 
-What a desktop costs at the very least is a bare container of the same image with the same screen server: no home, no
-window manager, no limits, nothing on record. It has no network, as our desktops have none, which is faster than the
-engine's own default.
+What a desktop costs at the very least is a bare container of the same image with the same screen server and the same
+limits: no home, no window manager, no walls, nothing on record. It has no network, as our desktops have none, which is
+faster than the engine's own default.
 """
 
 import asyncio
@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from cu_fleet.app import place_of
 from cu_fleet.backends import inside
 from cu_fleet.backends.docker import DockerBackend
-from cu_fleet.backends.docker.options import IMAGE
+from cu_fleet.backends.docker.options import IMAGE, options
+from cu_fleet.backends.docker.walls import limits
 from cu_fleet.bench.figures import Figure, Series, megabytes, milliseconds
 from cu_fleet.bench.house import House, house
 from cu_fleet.bench.scenes import granted_warm, rolled_back
@@ -119,8 +120,10 @@ async def _bare(backend: DockerBackend, top: Path) -> float:
 
 
 def _run(api: "APIClient", name: str, folder: str) -> None:
-    words = inside.screen(Profile(name="bench", backend="docker"), "bare", opengl=False)
-    bound = api.create_host_config(binds={folder: {"bind": guest.RUN, "mode": "rw"}}, network_mode="none")
+    profile = Profile(name="bench", backend="docker")
+    words = inside.screen(profile, "bare", opengl=False)
+    most = limits(profile, options(profile).shm)
+    bound = api.create_host_config(binds={folder: {"bind": guest.RUN, "mode": "rw"}}, network_mode="none", **most)
     api.create_container(IMAGE, words, name=name, user=str(os.geteuid()), host_config=bound, network_disabled=True)
     api.start(name)
 

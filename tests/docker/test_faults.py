@@ -104,7 +104,7 @@ def test_a_container_that_was_killed_says_how_it_ended(engine: PrivateDocker, tm
 
 def test_the_end_of_its_init_or_its_screen_is_the_end_of_a_desktop(engine: PrivateDocker, tmp_path: Path) -> None:
     async def body(fleet: Fleet) -> None:
-        for victim in ("Xvnc", "[i]nit.py"):
+        for victim in ("Xvnc", "[i]nit.main"):
             handle = await fleet.start()
             with contextlib.suppress(UnavailableError):  # it may be lost with the desktop
                 await fleet.sh(handle, f"pkill -9 -f {victim}")

@@ -53,6 +53,7 @@ class DockerBackend:
         self.snapshots = Snapshots(self.house)
         self.counting = Counting(self.house)
         self.tunnels = Tunnels(self.house.engine, self._explain)
+        self._coming_up: dict[str, bool] = {}  # desktops whose screens are up, and whether they are polled; see `start`
         self.abilities = Abilities(
             snapshots=_Snapshots(self),
             exec=_Exec(self),
@@ -97,12 +98,13 @@ class DockerBackend:
     async def start(self, spec: Spec) -> AsyncIterator[Handle]:
         desk, house, do = self.house.layout.desk(spec.desktop), self.house, self.house.engine.do
         yield {"desktop": desk.id}
-        uid = await do(lambda api: house.clear(api, desk, spec))
+        settled = await do(lambda api: house.clear(api, desk, spec))
+        uid = settled.uid
         await self.tunnels.drop(desk)
-        await asyncio.to_thread(house.furnish, desk, spec, uid)
+        await house.engine.do_at_once(house.grounds(desk, spec, uid))
         if spec.snapshot is not None and not desk.far:
             await do(lambda api: self.snapshots.fetch(api, desk, spec), slow=True)
-        container = await do(lambda api: house.create(api, desk, spec, uid))
+        container = await do(lambda api: house.create(api, desk, spec, settled))
         handle: Handle = {"desktop": desk.id, "uid": uid, "boot": spec.boot, "container": container}
         yield handle
         if desk.far:
@@ -112,12 +114,14 @@ class DockerBackend:
         async with _Status(await self._begin(desk, container)) as status:
             try:
                 async with asyncio.timeout(_SECONDS_TO_START):
-                    await self._heard(status, b"screen", desk)
+                    _insist_on_size(desk, spec, await self._heard(status, "screen", desk))
+                    self._coming_up[desk.id] = settled.polled
                     yield handle | {SCREEN_ANSWERS: True}
-                    await self._prove_screen(desk, spec)
-                    await self._heard(status, b"ready", desk)
+                    await self._heard(status, "ready", desk)
             except TimeoutError:
                 raise await self._failed(desk, f"its screen was not up within {_SECONDS_TO_START:.0f} s") from None
+            finally:
+                self._coming_up.pop(desk.id, None)
         (desk.init / begin.STATE).unlink(missing_ok=True)
 
     async def _begin(self, desk: Desk, container: str) -> int:
@@ -133,9 +137,12 @@ class DockerBackend:
             raise
         return fd
 
-    async def _heard(self, status: "_Status", word: bytes, desk: Desk) -> None:
-        if not (await status.line()).startswith(word):
+    async def _heard(self, status: "_Status", word: str, desk: Desk) -> str:
+        """What init says with this word."""
+        said, _, more = (await status.line()).decode("ascii", "replace").strip().partition(" ")
+        if said != word:
             raise await self._failed(desk, "its screen or window manager did not come up")
+        return more
 
     async def _failed(self, desk: Desk, why: str) -> UnavailableError:
         """What is to be said of a start that failed, with what the container says of itself."""
@@ -148,17 +155,6 @@ class DockerBackend:
             code="start_failed",
             log=log,
         )
-
-    async def _prove_screen(self, desk: Desk, spec: Spec) -> None:
-        with await self._connect(desk) as sock:
-            width, height = await door.screen_size(sock)
-        screen = spec.profile.screen
-        if (width, height) != (screen.width, screen.height):
-            raise BrokenError(
-                f"the screen of desktop {desk.id} is {width}x{height}, not {screen.width}x{screen.height} as its "
-                f'profile "{spec.profile.name}" says',
-                code="wrong_geometry",
-            )
 
     async def _explain(self, desk: Desk) -> None:
         """A screen that nobody holds any more: raise why its container has ended, once the engine knows that."""
@@ -182,10 +178,13 @@ class DockerBackend:
         desk = self.desk(handle)
         if not desk.dir.exists():
             return None
-        patience = tunnel.PATIENCE if desk.far else 0.0
-        running = await self.house.engine.do_patiently(lambda api: self.house.running(api, desk), patience)
-        if running is None:
-            return None
+        polled = self._coming_up.get(desk.id)  # the engine need not be asked what init has just said
+        if polled is None:
+            patience = tunnel.PATIENCE if desk.far else 0.0
+            running = await self.house.engine.do_patiently(lambda api: self.house.running(api, desk), patience)
+            if running is None:
+                return None
+            polled = is_polled(running)
 
         async def connect() -> socket.socket:
             try:
@@ -194,7 +193,7 @@ class DockerBackend:
                 await self._explain(desk)
                 raise
 
-        within = X11VNC_WITHIN if is_polled(running) else None
+        within = X11VNC_WITHIN if polled else None
         where = f"{self.house.engine.host}, {desk.name}" if desk.far else f"the screen's own socket in {desk.run}"
         return Endpoint(connect, where, within=within)
 
@@ -203,6 +202,16 @@ class DockerBackend:
 
     async def check(self, profile: Profile | None = None) -> list[Check]:
         return await checks.all_checks(self.house, profile)
+
+
+def _insist_on_size(desk: Desk, spec: Spec, size: str) -> None:
+    screen = spec.profile.screen
+    if size != f"{screen.width}x{screen.height}":
+        raise BrokenError(
+            f"the screen of desktop {desk.id} is {size[:20]}, not {screen.width}x{screen.height} as its "
+            f'profile "{spec.profile.name}" says',
+            code="wrong_geometry",
+        )
 
 
 class _Status:

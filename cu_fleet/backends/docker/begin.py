@@ -1,14 +1,19 @@
 """What lies ready for a desktop's container before it starts, and how it begins.
 
-The home comes as an archive, a clean one or a snapshot's, which the container's first shell unpacks as the desktop's
-own user into volumes of its own, while the X server boots: so nothing is written with more rights than the desktop
-has itself. That shell then stays as the process that reaps; init runs beside it and tells on a pipe, made before the
-start, how far it has come. When init ends, the shell does, and the container with it.
+The home comes as an archive, a clean one or a snapshot's, which the container's first shell has unpacked as the
+desktop's own user into volumes of its own, while the X server boots and Python loads: so nothing is written with more
+rights than the desktop has itself. That shell then stays as the process that reaps; init runs beside it and tells on a
+pipe, made before the start, how far it has come. When init ends, the shell does, and the container with it.
+
+Init comes compiled too: an image whose Python understands that saves as much time as its own start takes.
 """
 
+import importlib.util
 import io
+import marshal
 import os
 import tarfile
+from functools import cache
 from pathlib import Path
 
 from cu_fleet.backends import inside
@@ -22,7 +27,11 @@ SLOT = "/run/cu-fleet-slot"
 STATE = "state.tar"
 FAR_STATE = "/home/.begin"  # beside the home, in its volume: a folder that the desktop's user can remove
 _STATUS = "status"
-_INIT = inside.INIT.encode()
+_BEGIN = f"""import os, sys
+sys.path.insert(0, "{guest.SETUP}")
+import init
+os.waitpid(int(sys.argv.pop()), 0)[1] and sys.exit("cu-fleet: the home could not be laid out")
+init.main()"""
 _NEAR = f"""state={guest.SETUP}/{STATE} used=
 exec >>{guest.RUN}/log 2>&1
 """
@@ -35,10 +44,10 @@ _SCRIPT = f"""trap 'exit 143' TERM
 ( exec 7>&- 8<>{guest.RUN}/{_STATUS} 9</dev/null </dev/null
 umask 022
 "$@" 8>&- 9>&- & screen=$!
-tar --extract --file=$state --directory=/ --preserve-permissions --delay-directory-restore \
-    --no-overwrite-dir --xattrs --xattrs-include='user.*' || exit
-rm -rf {HOME}/Shared $used && ln -s {SLOT} {HOME}/Shared || exit
-exec /usr/bin/python3 -I -S {guest.SETUP}/init.py $screen ) &
+{{ tar --extract --file=$state --directory=/ --preserve-permissions --delay-directory-restore \
+    --no-overwrite-dir --xattrs --xattrs-include='user.*' &&
+rm -rf {HOME}/Shared $used && ln -s {SLOT} {HOME}/Shared; }} 8>&- 9>&- &
+exec /usr/bin/python3 -I -S -c '{_BEGIN}' $screen $! ) &
 wait $!"""
 
 
@@ -55,6 +64,7 @@ def prepare(desk: Desk, spec: Spec, uid: int, template: Path | None) -> None:
     os.chown(desk.run / _STATUS, uid, -1)
     desk.init.mkdir(mode=0o755)
     for name, data in (system_files(spec, uid) | own_files(spec)).items():
+        (desk.init / name).parent.mkdir(exist_ok=True)
         write(desk.init / name, data)
     if spec.snapshot is None:
         write(desk.init / STATE, clean_state(template))
@@ -72,9 +82,13 @@ def make_run(desk: Desk, uid: int) -> None:
     _own(desk.run, uid)
 
 
-def mark_far(desk: Desk) -> None:
+def mark(desk: Desk, *, far: bool) -> None:
+    """Before anything else is made of it: there is a desktop, and where its engine is."""
     desk.dir.mkdir(mode=0o711, parents=True, exist_ok=True)
-    write(desk.dir / FAR, b"")
+    if far:
+        write(desk.dir / FAR, b"")
+    else:
+        (desk.dir / FAR).unlink(missing_ok=True)
 
 
 def system_files(spec: Spec, uid: int) -> dict[str, bytes]:
@@ -91,8 +105,16 @@ def own_files(spec: Spec) -> dict[str, bytes]:
     return {
         "config": inside.config(spec.profile, spec.boot),
         "openbox.xml": inside.OPENBOX.encode(),
-        "init.py": _INIT,
+        **_init(),
     }
+
+
+@cache
+def _init() -> dict[str, bytes]:
+    """The program, and beside it where Python looks what our own Python makes of it, to be used as it is (PEP 552)."""
+    code = marshal.dumps(compile(inside.INIT, f"{guest.SETUP}/init.py", "exec", dont_inherit=True))
+    unchecked = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8)
+    return {"init.py": inside.INIT.encode(), importlib.util.cache_from_source("init.py"): unchecked + code}
 
 
 def _own(folder: Path, uid: int) -> None:
@@ -103,6 +125,15 @@ def _own(folder: Path, uid: int) -> None:
 
 def clean_state(template: Path | None) -> bytes:
     """An archive of what a fresh desktop has; what the profile's folder says wins over the built-in."""
+    return _archive(template) if template else _plain_state()
+
+
+@cache
+def _plain_state() -> bytes:
+    return _archive(None)
+
+
+def _archive(template: Path | None) -> bytes:
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for path, (mode, content) in {"": (0o700, None), **HOME_BEGINS}.items():

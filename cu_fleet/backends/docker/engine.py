@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,6 +90,12 @@ class Engine:
             await asyncio.wait([future])
             future.exception()  # seen, so that the loop does not complain of it
             raise
+
+    async def do_at_once(self, works: Iterable[Callable[[APIClient], object]]) -> None:
+        """The same with several pieces of work that need nothing of each other; returns when all have ended."""
+        for ended in await asyncio.gather(*map(self.do, works), return_exceptions=True):
+            if isinstance(ended, BaseException):
+                raise ended
 
     async def do_patiently(self, work: Callable[[APIClient], T], seconds: float) -> T:
         """The same over a network, which may be about to come back: tried anew for this long while nobody answers."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from cu_fleet.backends.base import Abilities, Check, Endpoint, Found, Place, Spe
 from cu_fleet.backends.docker import begin, walls
 from cu_fleet.backends.docker.abilities import Ability, Freeze, Logs, Meter, Network, found_at, said_to_the_engine
 from cu_fleet.backends.docker.engine import short_log
-from cu_fleet.backends.docker.house import House
+from cu_fleet.backends.docker.house import House, Settled
 from cu_fleet.backends.docker.layout import BOOT, Desk, Layout
 from cu_fleet.backends.docker.options import VncOptions, vnc_options
 from cu_fleet.backends.inside import hostname
@@ -57,9 +57,9 @@ class DockerVncBackend:
     async def start(self, spec: Spec) -> AsyncIterator[Handle]:
         desk, house, do = self.house.layout.desk(spec.desktop), self.house, self.house.engine.do
         yield {"desktop": desk.id}
-        await do(lambda api: house.clear(api, desk, spec))
-        await asyncio.to_thread(house.make_folder, desk)
-        container = await do(lambda api: house.create(api, desk, spec, 0))
+        settled = await do(lambda api: house.clear(api, desk, spec))
+        await house.engine.do_at_once(house.grounds(desk, spec, settled.uid))
+        container = await do(lambda api: house.create(api, desk, spec, settled))
         within = vnc_options(spec.profile).within
         yield {"desktop": desk.id, "boot": spec.boot, "container": container, "within": within}
         try:
@@ -172,7 +172,7 @@ class _House(House):
         self.image_of(api, own.door)
         _insist_on_user(profile, own, str(found["Config"].get("User") or ""))
 
-    def clear(self, api: APIClient, desk: Desk, spec: Spec) -> int:
+    def clear(self, api: APIClient, desk: Desk, spec: Spec) -> Settled:
         self.insist(api, spec.profile)
         self.end(api, desk)
         if self.engine.near is None:
@@ -184,11 +184,12 @@ class _House(House):
                 code="remote_engine",
             )
         self.layout.uids.take(desk.id)
-        return self.layout.uid(desk.id)
+        return Settled(self.layout.uid(desk.id), polled=False)
 
-    def make_folder(self, desk: Desk) -> None:
-        """The one folder that the door sees."""
-        begin.make_run(desk, self.layout.uid(desk.id))
+    def grounds(self, desk: Desk, spec: Spec, uid: int) -> list[Callable[[APIClient], None]]:
+        """No volumes, and of files the one folder that the door sees."""
+        network = [lambda api: self.create_network(api, desk)] if spec.profile.network == "full" else []
+        return [lambda _: begin.make_run(desk, uid), *network]
 
     def written(self, api: APIClient, desk: Desk) -> int:
         """What lies over its image."""
@@ -199,12 +200,9 @@ class _House(House):
         """VNC heeds eight characters."""
         return base64.b32encode(self.layout.derived("password", desk.id, boot))[:8].decode()
 
-    def create(self, api: APIClient, desk: Desk, spec: Spec, uid: int) -> str:
-        self.create_network(api, desk, spec.profile)
-        self._refuse_foreign_container(api, desk)
-        made = api.create_container(**self._container(api, desk, spec))
-        self._insist(spec.profile, made, require=vnc_options(spec.profile).require_limits)
-        return str(made["Id"])
+    def create(self, api: APIClient, desk: Desk, spec: Spec, settled: Settled) -> str:
+        words = self._container(api, desk, spec)
+        return self.create_as(api, desk, spec.profile, words, require_limits=vnc_options(spec.profile).require_limits)
 
     def _container(self, api: APIClient, desk: Desk, spec: Spec) -> dict[str, Any]:
         profile, own = spec.profile, vnc_options(spec.profile)

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cu_fleet.backends.base import Place, Spec, Usage
 from cu_fleet.backends.docker import begin, far, walls
 from cu_fleet.backends.docker.engine import Engine, image_of
-from cu_fleet.backends.docker.layout import BOOT, DESKTOP, FAR, FLEET, MOST, SCREEN, SNAPSHOT, Desk, Layout
+from cu_fleet.backends.docker.layout import BOOT, DESKTOP, FLEET, MOST, SCREEN, SNAPSHOT, Desk, Layout
 from cu_fleet.backends.docker.options import image, options
 from cu_fleet.backends.inside import template
 from cu_fleet.model.errors import ConflictError, UnavailableError
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 _SECONDS_TO_END = 20.0
 
 
+class Settled(NamedTuple):
+    """What is known of a desktop before anything of it is made."""
+
+    uid: int  # whose it is on the engine's machine
+    polled: bool  # whether its image has a screen that x11vnc looks at
+
+
 class House:
     def __init__(self, place: Place, host: str | None) -> None:
         self.layout = Layout(place)
@@ -34,16 +41,17 @@ class House:
 
     # making
 
-    def clear(self, api: APIClient, desk: Desk, spec: Spec) -> int:
+    def clear(self, api: APIClient, desk: Desk, spec: Spec) -> Settled:
         """Refuse what cannot be had, end what is left of an earlier start, and settle whose this one is."""
         options(spec.profile)
-        self.image_of(api, image(spec.profile))
+        polled = is_polled(self.image_of(api, image(spec.profile)))
         if desk.dir.exists():  # it is made before all else, and removed last
             self.end(api, desk, keep_slot=True)
         if self.engine.near is None:
             self.engine.near = self._try_near(api, desk, spec)
         self.layout.uids.take(desk.id, elsewhere=not self.engine.near)
-        return self.layout.uid(desk.id)
+        begin.mark(desk, far=not self.engine.near)
+        return Settled(self.layout.uid(desk.id), polled)
 
     def _try_near(self, api: APIClient, desk: Desk, spec: Spec) -> bool:
         """Whether the engine sees our files, and what is bound there is of the same kernel, as sockets must be.
@@ -79,34 +87,48 @@ class House:
         remedy = f"cu-fleet image build {ours}" if name.startswith("cu-fleet/") else f"docker pull {name}"
         raise UnavailableError(f"the Docker engine has no image {name}", remedy=remedy, code="no_image", image=name)
 
-    def furnish(self, desk: Desk, spec: Spec, uid: int) -> None:
-        if self.engine.near:
-            (desk.dir / FAR).unlink(missing_ok=True)
-            begin.prepare(desk, spec, uid, template(spec.profile, self._profile_dirs))
-        else:
-            begin.mark_far(desk)
-
     def lay_in(self, api: APIClient, container: str, spec: Spec, uid: int) -> None:
         """What a far desktop needs, once its container is made."""
         state = None if spec.snapshot else begin.clean_state(template(spec.profile, self._profile_dirs))
         far.lay_in(api, container, begin.system_files(spec, uid), begin.own_files(spec), state, uid)
 
-    def create(self, api: APIClient, desk: Desk, spec: Spec, uid: int) -> str:
-        """Make the container, not yet running; returns its id."""
-        for volume in (*desk.volumes, *([desk.slot_volume] if desk.far else [])):
-            made = api.create_volume(volume, labels=self.layout.labels(desk.id))
-            self._refuse_foreign("volume", volume, made.get("Labels"))
-        self.create_network(api, desk, spec.profile)
-        labels = self.layout.labels(desk.id, **{BOOT: spec.boot, MOST: str(options(spec.profile).snapshot)})
-        self._refuse_foreign_container(api, desk)
-        polled = is_polled(self.image_of(api, image(spec.profile)))
-        made = api.create_container(**walls.container(api, desk, spec, uid, labels, polled=polled))
-        self._insist(spec.profile, made, require=options(spec.profile).require_limits)
-        return str(made["Id"])
+    def grounds(self, desk: Desk, spec: Spec, uid: int) -> list[Callable[[APIClient], None]]:
+        """What to make before the container: all of it may be made at once."""
+        volumes = (*desk.volumes, *([desk.slot_volume] if desk.far else []))
+        files = [] if desk.far else [lambda _: self._furnish(desk, spec, uid)]
+        network = [lambda api: self.create_network(api, desk)] if spec.profile.network == "full" else []
+        return [*(partial(self._create_volume, desk=desk, name=name) for name in volumes), *files, *network]
 
-    def create_network(self, api: APIClient, desk: Desk, profile: Profile) -> None:
-        if profile.network == "full":
-            api.create_network(desk.name, labels=self.layout.labels(desk.id), check_duplicate=True)
+    def _furnish(self, desk: Desk, spec: Spec, uid: int) -> None:
+        begin.prepare(desk, spec, uid, template(spec.profile, self._profile_dirs))
+
+    def _create_volume(self, api: APIClient, desk: Desk, name: str) -> None:
+        made = api.create_volume(name, labels=self.layout.labels(desk.id))
+        self._refuse_foreign("volume", name, made.get("Labels"))
+
+    def create_network(self, api: APIClient, desk: Desk) -> None:
+        api.create_network(desk.name, labels=self.layout.labels(desk.id), check_duplicate=True)
+
+    def create(self, api: APIClient, desk: Desk, spec: Spec, settled: Settled) -> str:
+        """Make the container, not yet running; returns its id."""
+        own = options(spec.profile)
+        labels = self.layout.labels(desk.id, **{BOOT: spec.boot, MOST: str(own.snapshot)})
+        words = walls.container(api, desk, spec, settled.uid, labels, polled=settled.polled)
+        return self.create_as(api, desk, spec.profile, words, require_limits=own.require_limits)
+
+    def create_as(
+        self, api: APIClient, desk: Desk, profile: Profile, words: dict[str, Any], *, require_limits: bool
+    ) -> str:
+        from docker.errors import APIError
+
+        try:
+            made = api.create_container(**words)
+        except APIError as e:
+            if e.status_code == 409:
+                self._refuse_foreign_container(api, desk)
+            raise
+        self._insist(profile, made, require=require_limits)
+        return str(made["Id"])
 
     def _refuse_foreign_container(self, api: APIClient, desk: Desk) -> None:
         if found := self._inspect(api, desk):
