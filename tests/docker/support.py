@@ -8,7 +8,7 @@ from typing import Any
 
 from docker import APIClient
 
-from cu_fleet.backends.base import Place, Spec
+from cu_fleet.backends.base import Place, Process, Spec
 from cu_fleet.backends.docker import DockerBackend
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.profile import Profile
@@ -44,10 +44,7 @@ class Fleet:
     async def run(self, handle: Handle, argv: list[str]) -> tuple[int, str]:
         ability = self.backend.abilities.exec
         assert ability is not None
-        process = await ability.exec(handle, argv)
-        await process.close_stdin()
-        said = b"".join([chunk async for _, chunk in process.output()])
-        return await process.wait(), said.decode(errors="replace")
+        return await said_by(await ability.exec(handle, argv))
 
     async def ask(self, work: Callable[[APIClient], Any]) -> Any:
         return await self.backend.house.engine.do(work)
@@ -74,6 +71,13 @@ class Fleet:
         left += [one["Name"] for one in api.volumes(filters=mine).get("Volumes") or []]
         left += [one["Name"] for one in api.networks(filters=mine)]
         return left + [one["Id"] for one in api.images(filters=mine)]
+
+
+async def said_by(process: Process) -> tuple[int, str]:
+    """Its exit code, and all that it says."""
+    await process.close_stdin()
+    said = b"".join([chunk async for _, chunk in process.output()])
+    return await process.wait(), said.decode(errors="replace")
 
 
 async def last(handles: AsyncIterator[Handle]) -> Handle:
