@@ -113,7 +113,7 @@ def _devices(devices: Element, machine: Machine, desk: Desk) -> None:
     SubElement(channel, "target", type="virtio", name=AGENT if machine.seed is None else PORT)
     console = SubElement(devices, "serial", type="unix")
     SubElement(console, "source", mode="bind", path=str(desk.console))
-    for kind in ("tablet", "keyboard"):
+    for kind in ("tablet",) if machine.plain else ("tablet", "keyboard"):  # a board has a PS/2 keyboard anyway
         SubElement(devices, "input", type=kind, bus=bus["input"])
     SubElement(devices, "graphics", type="vnc", socket=str(desk.screen), sharePolicy="ignore")
     model = SubElement(SubElement(devices, "video"), "model", type=bus["video"], heads="1", primary="yes")
