@@ -104,6 +104,7 @@ class SeeingContract:
         async def bounded() -> T:
             async with asyncio.timeout(_DEADLINE), self.sight() as sight:
                 await sight.said.beyond(0)
+                await asyncio.sleep(self.most)  # for so long a picture may show what was there before the pattern
                 return await body(sight)
 
         return asyncio.run(bounded())

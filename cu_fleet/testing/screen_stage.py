@@ -123,6 +123,14 @@ class Hall:
         """What was delivered since it was asked last."""
         return [event for event in self.ask("events", "x") if motions or event[0] != "motion"]
 
+    def lifted(self, count: int) -> list[Event]:
+        """The same, once so many keys and buttons came up: where nothing tells that all has arrived, it may yet be."""
+        events: list[Event] = []
+        last = time.monotonic() + 20.0
+        while sum(event[0] in ("keyup", "buttonup") for event in events) < count and time.monotonic() < last:
+            events += self.events()
+        return events
+
     def told(self, kind: str, count: int) -> list[Event]:
         """What an application was told, once so many of a kind are there: a window manager may hold events back."""
         told: list[Event] = []
