@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from cu_fleet.backends.base import Place
+from cu_fleet.backends.base import Abilities, Place
 from cu_fleet.backends.libvirt import carried, images, snapshots, warm
 from cu_fleet.backends.libvirt.images import Golden
 from cu_fleet.backends.libvirt.layout import Layout
 from cu_fleet.backends.libvirt.telling import telling
 from cu_fleet.backends.libvirt.tidying import Tidy, backing
+from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import UnavailableError
 from tests.support import run
 
@@ -193,6 +194,61 @@ def test_an_archive_that_does_not_fit_is_kept_until_it_does(layout: Layout, tmp_
     carried.forget(desk)
     carried.forget(desk)
     assert list(layout.desktops.glob(".*")) == []
+
+
+class Inside:
+    """The two abilities that carrying needs, of a machine that is `broken` or not."""
+
+    def __init__(self, home: Path, broken: str = "") -> None:
+        self.start, self.home, self.broken = inside(home), home, broken
+
+    async def exec(self, handle: Handle, argv: list[str]) -> Tar:
+        return await (_full if self.broken == "full" else self.start)(argv)
+
+    async def listing(self, handle: Handle) -> list[str]:
+        if self.broken == "dead":
+            raise UnavailableError("nobody answers", code="no_answer")
+        return [path.name for path in (self.home / "Shared").iterdir()]
+
+    async def put(self, handle: Handle, path: str, data: AsyncIterator[bytes]) -> None:
+        (self.home / "Shared" / path).write_bytes(b"".join([chunk async for chunk in data]))
+
+
+def carrying(layout: Layout, one: Inside) -> carried.Carried:
+    return carried.Carried(layout.desk("dk_1"), Abilities(exec=one, files=one), 1 << 20)
+
+
+@pytest.mark.parametrize(("before", "after", "why"), [("dead", "", "nobody answers"), ("", "full", "tar ended with 2")])
+def test_a_slot_that_is_lost_over_a_restore_leaves_word_of_it(
+    layout: Layout, tmp_path: Path, before: str, after: str, why: str
+) -> None:
+    layout.folder(layout.desk("dk_1").dir)
+    old, new = Inside(tmp_path / "old", before), Inside(tmp_path / "new", after)
+    (tmp_path / "old/Shared/file").write_text("x")
+    slot = carrying(layout, old)
+    run(slot.out({}))
+    assert slot.there
+    slot.files = slot.exec = new
+    run(slot.back({}))
+    said = (tmp_path / "new/Shared" / carried.NOTE).read_text()
+    assert said.startswith("What was in here before this desktop was restored could not be kept: ")
+    assert why in said
+    assert list(layout.desktops.glob(".*")) == []
+
+
+def test_a_restore_that_was_cut_off_is_finished_with_the_slot_as_it_was_before_the_first(
+    layout: Layout, tmp_path: Path
+) -> None:
+    layout.folder(layout.desk("dk_1").dir)
+    old, half, new = (Inside(tmp_path / name) for name in ("old", "half", "new"))
+    (tmp_path / "old/Shared/file").write_text("x")
+    run(carrying(layout, old).out({}))
+    again = carrying(layout, half)
+    run(again.out({}))  # of a machine that has woken, and into which nothing was carried yet
+    again.files = again.exec = new
+    run(again.back({}))
+    assert (tmp_path / "new/Shared/file").read_text() == "x"
+    assert not carrying(layout, new).there
 
 
 def test_long_work_is_told_of_and_what_it_raises_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ import logging
 import os
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -255,38 +254,29 @@ class _Snapshots(_Ability):
     async def restore(self, handle: Handle, spec: Spec) -> AsyncIterator[Handle]:
         """Starting ends what runs, and wakes the state the spec says: exactly what this is, but for the slot."""
         desk = self.backend.layout.desk(spec.desktop)
+        slot = carried.Carried(desk, self.backend.abilities, spec.profile.limits.disk)
         if not spec.keep_slot:
             await asyncio.to_thread(carried.forget, desk)
-        elif not carried.place(desk).exists() and await self._slot_is_full(desk, handle):
-            packing = telling(carried.pack(self._run(handle), desk, spec.profile.limits.disk), _words)
-            async with contextlib.aclosing(packing) as told:
+        elif await self._runs(desk):
+            async with contextlib.aclosing(telling(slot.out(handle), carried.words)) as told:
                 async for words in told:
                     yield handle | {PROGRESS: words}
         last = handle
         async with contextlib.aclosing(self.backend.start(spec)) as made:
             async for last in made:
                 yield last
-        if carried.place(desk).exists():
-            async with contextlib.aclosing(telling(carried.unpack(self._run(last), desk), _words)) as told:
+        if slot.there:
+            async with contextlib.aclosing(telling(slot.back(last), carried.words)) as told:
                 async for words in told:
                     yield last | {PROGRESS: words}
             yield last
 
-    def _run(self, handle: Handle) -> carried.Run:
-        assert self.backend.abilities.exec
-        return partial(self.backend.abilities.exec.exec, handle)
-
-    async def _slot_is_full(self, desk: Desk, handle: Handle) -> bool:
-        """Whether there is something to carry over. What a machine had that has ended is gone with it."""
-        assert self.backend.abilities.files
+    async def _runs(self, desk: Desk) -> bool:
+        """Whether somebody inside can say what is in the slot. What a machine had that has ended is gone with it."""
         if not desk.dir.exists() or (domain := await self.do(lambda api: machines.running(api, desk))) is None:
             return False
         await self.do(lambda _: _still(domain, False))
-        try:
-            return bool(await self.backend.abilities.files.listing(handle))
-        except FleetError as e:
-            log.warning("desktop %s cannot say what is in its slot, which is lost: %s", desk.id, e)
-            return False
+        return True
 
     async def delete(self, snapshot: str) -> None:
         await asyncio.to_thread(self.backend.snapshots.delete, snapshot)
@@ -318,10 +308,6 @@ class _Freeze(_Ability):
         if await self.do(lambda api: _still(machines.must_run(api, desk), False)):
             async with wire(desk.port, desk.id) as one:
                 await one.ask("b", awake())
-
-
-def _words(seconds: float) -> str:
-    return f"what is in the slot is carried over, for {seconds:.0f} s so far"
 
 
 def _still(domain: "virDomain", wanted: bool) -> bool:

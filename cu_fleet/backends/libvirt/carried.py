@@ -2,25 +2,81 @@
 
 It is packed into an archive beside the desktops before the machine ends, and unpacked in the one that wakes, by its own
 user: what is in it is the desktop's affair, and nobody here looks into it. An archive has its name only when it is
-whole, and keeps it until it is unpacked: a restore that was cut off is finished with it.
+whole, and keeps it until it is unpacked: a restore that was cut off is finished with it. A desktop is restored even if
+its slot cannot be saved, as it may be too broken for that; then a file in the new slot says so.
 """
 
 import asyncio
+import logging
 import os
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
-from cu_fleet.backends.base import Process
+from cu_fleet.backends.base import Abilities, Process
 from cu_fleet.backends.libvirt.layout import Desk
+from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import FleetError, UnavailableError
 
+log = logging.getLogger(__name__)
 Run = Callable[[list[str]], Awaitable[Process]]
+NOTE = "NOT-KEPT.txt"
 _PACK = 'exec tar --create --sparse --xattrs --ignore-failed-read --warning=none --directory="$HOME/Shared" .'
 _UNPACK = 'exec tar --extract --preserve-permissions --xattrs --warning=none --directory="$HOME/Shared"'
 _CHUNK = 1 << 18
 _FINE = (0, 1)  # for tar: something changed while it was read
+
+
+class Carried:
+    """One desktop's slot, on its way over one restore."""
+
+    def __init__(self, desk: Desk, abilities: Abilities, most: int) -> None:
+        assert abilities.exec
+        assert abilities.files
+        self.desk, self.exec, self.files, self.most = desk, abilities.exec, abilities.files, most
+        self.lost = ""
+
+    @property
+    def there(self) -> bool:
+        return bool(self.lost) or place(self.desk).exists()
+
+    async def out(self, handle: Handle) -> None:
+        """Out of the machine, unless that was done before by whoever was cut off."""
+        if place(self.desk).exists():
+            return
+        try:
+            if await self.files.listing(handle):
+                await pack(partial(self.exec.exec, handle), self.desk, self.most)
+        except FleetError as e:
+            self._lose(e)
+
+    async def back(self, handle: Handle) -> None:
+        """Into the machine that woke."""
+        try:
+            if not self.lost:
+                await unpack(partial(self.exec.exec, handle), self.desk)
+        except FleetError as e:
+            self._lose(e)
+        if self.lost:
+            await asyncio.to_thread(forget, self.desk)
+            said = f"What was in here before this desktop was restored could not be kept: {self.lost}\n"
+            with suppress(FleetError):  # it is in the log
+                await self.files.put(handle, NOTE, chunks(said.encode()))
+
+    def _lose(self, error: FleetError) -> None:
+        self.lost = error.what
+        log.warning("the slot of desktop %s is lost over a restore: %s", self.desk.id, error)
+
+
+async def chunks(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+def words(seconds: float) -> str:
+    return f"what is in its ~/Shared is carried over, for {seconds:.0f} s so far"
 
 
 def place(desk: Desk) -> Path:
@@ -98,5 +154,5 @@ async def _heard(process: Process) -> str:
 
 def _failed(desk: Desk, why: str) -> FleetError:
     return UnavailableError(
-        f"what is in the slot of desktop {desk.id} could not be carried over the restore: {why}", code="slot_not_kept"
+        f"what was in ~/Shared of desktop {desk.id} could not be carried over the restore: {why}", code="slot_not_kept"
     )
