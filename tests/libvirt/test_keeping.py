@@ -71,6 +71,8 @@ def test_what_nothing_needs_is_removed_and_what_something_rests_on_stays(layout:
     unnamed = image(layout, "second")
     struck = state(layout, "struck-1", unnamed)
     (struck / "about.json").unlink()
+    outlived = state(layout, "outlived-1", unnamed)
+    os.utime(outlived, (time.time() - 7200,) * 2)
     fresh = state(layout, "fresh-1", image(layout, "third"))
     desk = layout.desk("dk_1")
     layout.make(desk, None)
@@ -84,7 +86,7 @@ def test_what_nothing_needs_is_removed_and_what_something_rests_on_stays(layout:
     with (layout.warm / ".making.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert sorted(Tidy(layout).now()) == sorted(
-            str(path.relative_to(layout.store)) for path in (unused, struck, left, unnamed.dir)
+            str(path.relative_to(layout.store)) for path in (unused, struck, outlived, left, unnamed.dir)
         )
     assert all(path.exists() for path in (held, saved, fresh, making, first.dir, named))
     assert Tidy(layout).now() == ["warm/.making.new"], "its maker is gone by now"

@@ -1,9 +1,9 @@
 """What lies in the store of machines and nobody needs, removed.
 
 Disks rest on disks: a desktop's and a snapshot's on that of a warm state, this one's on an image's. What anything rests
-on stays, whichever fleet it belongs to. Of the rest goes: an image whose name stands for another by now; a warm state
-that is damaged, or that no desktop began from for a week, as its profile, its image or QEMU has become another; and
-what a maker that was killed has left, once it is certain that nobody is at work on it.
+on stays, whichever fleet it belongs to. Of the rest goes: an image whose name stands for another by now, and its warm
+states; one that is damaged, or that no desktop began from for a week, as its profile or QEMU has become another; and what
+a maker that was killed has left, once it is certain that nobody is at work on it.
 """
 
 import fcntl
@@ -58,9 +58,20 @@ class Tidy:
         used = self._rested_on()
         for folder in _plain(self.layout.warm):
             about = folder / "about.json"
-            if folder.resolve() not in used and (not about.exists() or _age(folder) > _UNUSED):
+            if folder.resolve() in used:
+                continue
+            if not about.exists() or _age(folder) > (_EVERY if self._outlived(folder) else _UNUSED):
                 about.unlink(missing_ok=True)
                 yield folder
+
+    def _outlived(self, folder: Path) -> bool:
+        """Whether a state is of an image of ours that has its name no more."""
+        image = backing(folder / "disk.qcow2").parent.resolve()
+        return image.parent == self.layout.images.resolve() and image not in self._named()
+
+    def _named(self) -> set[Path]:
+        named = [path for path in _plain(self.layout.images) if path.is_symlink() or "." not in path.name]
+        return {path.resolve() for path in named}
 
     def _rested_on(self) -> set[Path]:
         """The folders of warm states that a desktop's disk or a snapshot's rests on."""
@@ -87,9 +98,9 @@ class Tidy:
                 yield slot
 
     def _images(self) -> Iterator[Path]:
-        """What has a name, or once had."""
+        """What had a name once."""
         used = {backing(path).parent.resolve() for path in self.layout.warm.glob("*/disk.qcow2")}  # or is being warmed
-        used |= {link.resolve() for link in _plain(self.layout.images) if link.is_symlink()}
+        used |= self._named()
         for folder in _plain(self.layout.images):
             if "." in folder.name and folder.resolve() not in used and _age(folder) > _EVERY:
                 yield folder
