@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 import time
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _SECONDS_TO_END = 20.0
 _NAP = 0.01
+_ROOM = 1 << 20  # bytes of a pipe
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ def _opened(pipe: Path, over: threading.Event) -> int | None:
     while not over.wait(_NAP):
         with suppress(OSError):
             fd = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with suppress(OSError):  # with little room the two would wake each other for every page
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _ROOM)
             os.set_blocking(fd, True)
             return fd
     return None
