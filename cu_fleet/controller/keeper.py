@@ -15,9 +15,10 @@ from cu_fleet.controller.actor import Actors
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.evidence import Evidence
 from cu_fleet.controller.making import Maker
+from cu_fleet.controller.pending import void
 from cu_fleet.model.desktop import RESTING, Desktop, Event, Stage, moved
 from cu_fleet.model.errors import BrokenError, ConflictError, FleetError, LeaseOverError, UnavailableError
-from cu_fleet.model.lease import Lease, LeaseState, ended
+from cu_fleet.model.lease import ENDS, Lease, LeaseState, ended
 from cu_fleet.model.names import new_id
 from cu_fleet.model.resource import Holding
 from cu_fleet.model.snapshot import Snapshot
@@ -334,10 +335,11 @@ class Keeper:
 
 
 def end_lease(core: Core, tx: Tx, desktop: Desktop, state: LeaseState, reason: str, by: str) -> Lease | None:
-    """End the lease that holds this desktop, if one does: its resources are free, its token only hears why."""
+    """End the lease that holds this desktop, if one does: nothing waits for it any more, its token only hears why."""
     lease = core.holder_of(tx, desktop.id)
     if lease is None:
         return None
+    lease = void(core, tx, lease, by, f"the lease {ENDS[state]}: {reason}")
     over = ended(lease, state, core.now(), reason=reason, by=by)
     tx.put(over)
     free_resources(tx, over)

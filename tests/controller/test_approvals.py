@@ -225,6 +225,7 @@ ENDS = {
     "release": "was released",
     "reassign": "was given to agent b",
     "expire": "ran out of time",
+    "lost": "lost its desktop",
     "restore": "put back to snapshot",
 }
 
@@ -249,6 +250,9 @@ def test_what_ends_or_takes_over_makes_void_what_is_pending(tmp_path: Path, end:
                 await controller.renew(seat.who, lease, 10)
                 await seat.fleet.clock.advance(11)
                 await seat.fleet.reached(lease, LeaseState.EXPIRED)
+            elif end == "lost":
+                await seat.desktop.screen.close()
+                await seat.fleet.reached(lease, LeaseState.LOST)
             else:
                 snapshot = await controller.save(ANA, lease, "")
                 await controller.restore(ANA, snapshot.id)
