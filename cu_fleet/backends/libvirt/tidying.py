@@ -2,7 +2,7 @@
 
 Disks rest on disks: a desktop's and a snapshot's on that of a warm state, this one's on an image's. What anything rests
 on stays, whichever fleet it belongs to. Of the rest goes: an image whose name stands for another by now, and its warm
-states; one that is damaged, or that no desktop began from for a week, as its profile or QEMU has become another; and what
+states; one that is damaged, or that no desktop began from for a week, as its profile or QEMU is another now; and what
 a maker that was killed has left, once it is certain that nobody is at work on it.
 """
 
