@@ -169,6 +169,7 @@ class DockerBackend:
 
     async def stop(self, handle: Handle) -> None:
         desk = self.desk(handle)
+        self._coming_up.pop(desk.id, None)
         await self.tunnels.drop(desk)
         if self.house.layout.used:
             await self.house.engine.do(lambda api: self.house.remove(api, desk))

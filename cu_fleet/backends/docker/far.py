@@ -43,6 +43,8 @@ def lay_in(
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as tar:
         _add(tar, guest.SETUP, None)
+        for folder in {name.rpartition("/")[0] for name in own} - {""}:  # the engine would let anybody write there
+            _add(tar, f"{guest.SETUP}/{folder}", None)
         for top, some in (("/etc", system), (guest.SETUP, {**own, **programs})):
             for name, content in some.items():
                 _add(tar, f"{top}/{name}", content)
