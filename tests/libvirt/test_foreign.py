@@ -157,7 +157,7 @@ async def controlled(image: Path, home: Path) -> AsyncIterator[Controller]:
 
 
 async def lease(controller: Controller, agent: str) -> LeaseView:
-    got = await controller.acquire(ANA, Acquire(agent=agent, profile="theirs", wait=None), hold=300)
+    got = await controller.acquire(ANA, Acquire(agent=agent, profile="theirs", wait=None), hold=600)
     assert got.state == "active", got
     return got
 
@@ -216,12 +216,12 @@ def test_one_runs_under_uefi_with_a_tpm_and_is_forked_saved_restored_and_rolled_
 
             before = await controller.screenshot(ANA, one.lease, Shot())
             await controller.act(ANA, one.lease, parse_actions([{"type": "type", "text": ">/typed\n"}]))
-            await until(lambda: ask(controller, one, "ls /typed || true"), timeout=60)
+            await until(lambda: ask(controller, one, "ls /typed || true"), timeout=180)
 
             async def shown() -> bool:
                 return (await controller.screenshot(ANA, one.lease, Shot())).sha256 != before.sha256
 
-            await until(shown, timeout=60)
+            await until(shown, timeout=180)
             for work in (controller.windows, controller.clipboard_get):
                 with pytest.raises(FleetError) as refusal:
                     await work(ANA, one.lease)
@@ -247,7 +247,7 @@ def test_one_runs_under_uefi_with_a_tpm_and_is_forked_saved_restored_and_rolled_
             assert await ask(controller, three, "ls /tmp/state /typed 2>/dev/null || true") == ""
             assert settings(controller, three) == set()
 
-    run(body(), timeout=400)
+    run(body(), timeout=900)  # a machine that others share is many times slower
     left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(open_folder).encode() in _read(path)]
     assert left == [], "machines and TPMs have ended"
 

@@ -31,7 +31,7 @@ while :; do
   echo "done $?"
 done
 """
-_SECONDS = 60.0
+_SECONDS = 180.0
 
 
 def make(folder: Path) -> Path:
