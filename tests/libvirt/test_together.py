@@ -47,7 +47,7 @@ def house(libvirtd: PrivateLibvirt, store: Path) -> Iterator[Home]:
 
 
 class Work:
-    """Each opens a terminal, all at the same moment, and types there what nobody else does, once it is seen to be up."""
+    """Each opens a terminal, all at the same moment, and types there what nobody else does, once it is up."""
 
     def __init__(self) -> None:
         self.at_once = threading.Barrier(len(ON), timeout=300)
