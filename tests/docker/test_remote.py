@@ -72,6 +72,7 @@ def test_an_engine_behind_tls_knows_us_and_we_know_it(
         async def body(fleet: Fleet) -> None:
             handle = await fleet.start()
             assert await fleet.sh(handle, "echo over tls >mine; cat mine") == (0, "over tls\n")
+            assert (await fleet.sh(handle, "touch /run/cu-fleet-init/__pycache__/planted"))[0] != 0
             snapshots = fleet.backend.abilities.snapshots
             assert snapshots
             await snapshots.save(handle, "sn_1")
