@@ -64,7 +64,7 @@ class Work:
             return call
 
         typed = met(self.up, "act", actions=[{"type": "type", "text": line}])
-        return [desktop("screenshot"), met(self.at_once, "launch", program="terminal"), typed, desktop("lease_status")]
+        return [desktop("screenshot"), met(self.at_once, "launch", name="terminal"), typed, desktop("lease_status")]
 
     async def seen(self, house: Home, leases: dict[str, Any]) -> None:
         async with house.client() as fleet:
