@@ -27,6 +27,11 @@ class TestLibvirt(BackendContract):
         self.uri, self.store = libvirtd.uri, store
         monkeypatch.setattr(backend_base, "DEADLINE", 900.0)  # the first of a profile is booted, under emulation
 
+    @pytest.mark.parametrize("size", [(1024, 768), (336, 555)])
+    def test_the_screen_has_the_size_of_the_profile(self, size: tuple[int, int]) -> None:
+        """QEMU's VNC serves widths in steps of 16 only."""
+        super().test_the_screen_has_the_size_of_the_profile(size)
+
     async def make(self) -> Backend:
         return LibvirtBackend(self.place, self.uri, self.store)
 

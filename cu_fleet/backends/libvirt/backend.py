@@ -101,6 +101,12 @@ class LibvirtBackend:
                 remedy="say network: none",
                 code="no_such_network",
             )
+        if wrong := spec.profile.screen.width % 16:
+            raise InvalidError(
+                f'profile "{spec.profile.name}": QEMU serves no screen {spec.profile.screen.width} pixels wide',
+                remedy=f"say a multiple of 16, as screen.width: {spec.profile.screen.width + 16 - wrong}",
+                code="bad_screen",
+            )
         if not fits_a_socket(desk):
             raise InvalidError(f"{self.layout.store} is too long a path for the sockets of machines", code="long_path")
         await self._clear(desk)
