@@ -272,6 +272,7 @@ def run_controller(settings: Settings, *, on_demand: bool, ready: Callable[[str]
     _set_up_logging(settings)
     _allow_many_connections()
     with locked(settings.home):
+        (settings.home / "not-ended").unlink(missing_ok=True)
         uvloop.run(_run(settings, on_demand, ready))
 
 
@@ -325,9 +326,18 @@ async def _run(settings: Settings, on_demand: bool, ready: Callable[[str], None]
             await mcp.close()
             if ending:
                 await asyncio.wait(ending)
-                await controller.shut_down()
+                await _shut_down(controller, settings.home)
             else:
                 await controller.close()
+
+
+async def _shut_down(controller: Controller, home: Path) -> None:
+    """What could not be ended is told to whoever waits for that, who is no client any more."""
+    try:
+        await controller.shut_down()
+    except UnavailableError as e:
+        _write_private(home / "not-ended", f"{e.what}\n{e.remedy}\n".encode())
+        raise
 
 
 async def _end_leases(controller: Controller, stop: asyncio.Event) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from cu_fleet.cli import connect, output
 from cu_fleet.cli.common import Json, command
-from cu_fleet.model.errors import FleetError, TooLongError
+from cu_fleet.model.errors import FleetError, TooLongError, UnavailableError
 
 PANEL = "The controller"
 DOWN = 180.0  # how long ending all desktops may take
@@ -56,6 +56,7 @@ def down(as_json: Json = False) -> None:
     told = connect.run_if_up(_shut_down)
     if told is not None:
         wait_for_end(told["pid"])
+        _all_ended()
         ended = {"stopped": True, "desktops": told["desktops"], "leases": told["leases"]}
         words = f"stopped: {_counted(told['desktops'], 'desktop')}, {_counted(told['leases'], 'lease')}"
     else:
@@ -100,6 +101,17 @@ def wait_for_end(pid: int) -> None:
         remedy=f"its log is in {default_home()}",
         pid=pid,
     )
+
+
+def _all_ended() -> None:
+    """The controller leaves word of what it could not end."""
+    from cu_fleet.settings import default_home
+
+    if os.environ.get("CU_FLEET_URL"):
+        return
+    with contextlib.suppress(FileNotFoundError):
+        said, remedy = (default_home() / "not-ended").read_text().split("\n", 1)
+        raise UnavailableError(said, remedy=remedy.strip(), code="not_ended")
 
 
 def _ended(pid: int) -> None:

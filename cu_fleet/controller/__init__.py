@@ -34,6 +34,7 @@ from cu_fleet.controller.worktree_door import WorktreeDoor
 from cu_fleet.controller.worktrees import Worktrees
 from cu_fleet.model.access import Caller
 from cu_fleet.model.desktop import NOT_GONE, RESTING, Desktop, Event, Stage, moved
+from cu_fleet.model.errors import UnavailableError
 from cu_fleet.model.lease import LIVE, Lease, LeaseState
 from cu_fleet.model.profile import Profile
 from cu_fleet.model.view import DesktopView, desktop_view
@@ -159,9 +160,11 @@ class Controller:
         """End every lease and everything that was made; named desktops keep their files, asleep. Then close."""
         self.core.ending = self.core.closing = True
         await self._passing.close()
-        await self.end_leases()
-        await self._end_desktops()
-        await self.close()
+        try:
+            await self.end_leases()
+            await self._end_desktops()
+        finally:
+            await self.close()
 
     async def end_leases(self) -> None:
         """The first part of shutting down, while the doors are still open: who holds or awaits a desktop hears why."""
@@ -171,14 +174,25 @@ class Controller:
             await self._ending.end(lease.id, state, reason="cu-fleet was shut down", by="controller")
 
     async def _end_desktops(self) -> None:
-        async with asyncio.timeout(_END_TIMEOUT):
-            while running := await self.core.read(_not_at_rest):
-                for desktop in running:
-                    if desktop.stage in RESTING:
-                        await self.core.change(lambda tx, key=desktop.id: self._end_one(tx, key))  # type: ignore[misc]
-                rings = self.core.bell.rings
-                if await self.core.read(_not_at_rest):
-                    await self.core.bell.heard(rings, 1.0)
+        try:
+            async with asyncio.timeout(_END_TIMEOUT):
+                while running := await self.core.read(_not_at_rest):
+                    await self._end_those(running)
+        except TimeoutError:
+            left = [f"{x.id} ({x.backend}, {x.stage.value})" for x in await self.core.read(_not_at_rest)]
+            raise UnavailableError(
+                f"not ended within {_END_TIMEOUT:g} s: {', '.join(left)}",
+                remedy="controller.log in the home says why; mend that, then cu-fleet down again",
+                code="not_ended",
+            ) from None
+
+    async def _end_those(self, running: list[Desktop]) -> None:
+        for desktop in running:
+            if desktop.stage in RESTING:
+                await self.core.change(lambda tx, key=desktop.id: self._end_one(tx, key))  # type: ignore[misc]
+        rings = self.core.bell.rings
+        if await self.core.read(_not_at_rest):
+            await self.core.bell.heard(rings, 1.0)
 
     def _end_one(self, tx: Tx, key: str) -> None:
         desktop = self.core.get_desktop(tx, key)

@@ -12,7 +12,14 @@ from cu_fleet.controller.evidence import Evidence
 from cu_fleet.model.access import Caller, Grants
 from cu_fleet.model.action import parse_actions
 from cu_fleet.model.desktop import Handle
-from cu_fleet.model.errors import ConflictError, DeniedError, FleetError, LeaseOverError, LeasePausedError
+from cu_fleet.model.errors import (
+    ConflictError,
+    DeniedError,
+    FleetError,
+    LeaseOverError,
+    LeasePausedError,
+    UnavailableError,
+)
 from cu_fleet.model.lease import LeaseState
 from cu_fleet.model.request import Acquire, Shot
 from cu_fleet.stores.base import TakenError
@@ -282,6 +289,30 @@ def test_a_dead_screen_ends_its_lease_and_is_replaced(tmp_path: Path) -> None:
             await fleet.settled()
             assert set(fleet.world.desktops) == {again.desktop}
 
+    run(body())
+
+
+def test_a_desktop_that_cannot_be_ended_at_the_end_is_named_and_the_rest_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(_: object) -> None:
+        raise UnavailableError("its engine does not answer", code="gone")
+
+    async def body() -> None:
+        async with running(tmp_path) as fleet:
+            lease, other = await fleet.granted("a"), await fleet.granted("b")
+            stop = fleet.backend.stop
+            monkeypatch.setattr(
+                fleet.backend, "stop", lambda handle: (refuse if handle["desktop"] == lease.desktop else stop)(handle)
+            )
+            with pytest.raises(UnavailableError, match=rf"not ended within 1 s: {lease.desktop} \(memory") as told:
+                await fleet.controller.shut_down()
+            assert str(other.desktop) not in str(told.value)
+            assert told.value.code == "not_ended"
+            assert set(fleet.world.desktops) == {lease.desktop}
+            monkeypatch.setattr(fleet.backend, "stop", stop)
+
+    monkeypatch.setattr("cu_fleet.controller._END_TIMEOUT", 1.0)
     run(body())
 
 
