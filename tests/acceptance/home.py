@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -190,7 +191,9 @@ def home(*, somebody: bool = False, **settings: object) -> Iterator[Home]:
     try:
         yield one
         one.run("down")
-        left = one.left()
+        until_gone = time.monotonic() + 10  # a program that was told to end may take a moment on a busy machine
+        while (left := one.left()) and time.monotonic() < until_gone:
+            time.sleep(0.2)
         assert not left, f"left behind: {left}"
     except BaseException:
         print(one.warnings(), file=sys.stderr)
