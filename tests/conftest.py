@@ -1,11 +1,16 @@
 """Servers that many tests share."""
 
+import os
 import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
+# Time decides no test, and in CI the examples are the same each time: new ones are looked for where somebody looks.
+hypothesis.settings.register_profile("here", deadline=None, derandomize=bool(os.environ.get("CI")))
+hypothesis.settings.load_profile("here")
 pytest.register_assert_rewrite("cu_fleet.testing")  # the suites there are tests too: show the values they compared
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts with & ignore it
