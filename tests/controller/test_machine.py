@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cu_fleet.model.action import Action, parse_actions
 from cu_fleet.model.desktop import NOT_GONE, Desktop, Stage
-from cu_fleet.model.errors import ConflictError, DeniedError, LeaseOverError, LeasePausedError
+from cu_fleet.model.errors import ConflictError, DeniedError, LeaseOverError, LeasePausedError, UnavailableError
 from cu_fleet.model.lease import LIVE, Lease, LeaseState
 from cu_fleet.model.request import Shot
 from cu_fleet.stores.base import Tx
@@ -40,7 +40,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.folder = tempfile.TemporaryDirectory()
         home = Path(self.folder.name)
-        self.fleet = Fleet(home, profile("local", warm=1), profile("browser"), max_desktops=2)
+        self.fleet = Fleet(home, profile("local", warm=1), profile("browser"), max_desktops=2, start_timeout=5)
         self.generations: dict[str, int] = {}
         self.over: set[str] = set()
         self.asked: list[str] = []
@@ -72,6 +72,11 @@ class FleetMachine(RuleBasedStateMachine):
                 )
             )
         except (ConflictError, DeniedError):
+            return
+        except UnavailableError as e:  # its desktop died while it started, and the next is tried when time has passed
+            if wait != 0 or e.code != "not_started":
+                raise
+            self.settle()
             return
         self.known.append(view.lease)
         self.settle()
