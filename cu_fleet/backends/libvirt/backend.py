@@ -113,7 +113,7 @@ class LibvirtBackend:
         if spec.snapshot is None:
             async with contextlib.aclosing(self.warm.coming(spec.profile)) as coming:
                 async for words in coming:
-                    yield {"desktop": desk.id, PROGRESS: words}
+                    yield {"desktop": desk.id, PROGRESS: words + self.warm.beforehand(spec.profile)}
         state, base = await self._state(spec)
         uid = await asyncio.to_thread(self.layout.uids.take, desk.id)
         await asyncio.to_thread(self._furnish, desk, spec, state, base, uid)

@@ -51,7 +51,7 @@ class ForeignWarm(Warm):
         key = _key(machine, facts["versions"], data.decode())
         return await self._ready(key, machine, data)
 
-    def _beforehand(self, profile: Profile) -> str:
+    def beforehand(self, profile: Profile) -> str:
         return ""
 
     async def _kind(self, profile: Profile) -> str:

@@ -154,13 +154,14 @@ class Warm:
                 return ""
             slow = "" if self.acceleration.known() else " (emulated: a minute or more)"
             what = f'the first machine of profile "{profile.name}" boots, for all that come after it'
-            return f"{what}, for {seconds:.0f} s so far{slow}{self._beforehand(profile)}"
+            return f"{what}, for {seconds:.0f} s so far{slow}"
 
         async with contextlib.aclosing(telling(self.state(profile), words)) as told:
             async for said in told:
                 yield said
 
-    def _beforehand(self, profile: Profile) -> str:
+    def beforehand(self, profile: Profile) -> str:
+        """What would have spared whoever has to wait."""
         return f"; done beforehand by cu-fleet image build {image(profile)}"
 
     async def _made(self, key: str, machine: domain.Machine, data: bytes) -> None:
@@ -240,10 +241,12 @@ class Warm:
                 async with asyncio.timeout(SECONDS_TO_BOOT):
                     await self._come_up(desk, canary)
             except (TimeoutError, UnavailableError) as e:
-                why = f"was not up within {SECONDS_TO_BOOT:.0f} s" if isinstance(e, TimeoutError) else f"failed: {e}"
+                late = isinstance(e, TimeoutError)
+                why = f"was not up within {SECONDS_TO_BOOT:.0f} s" if late else f"failed: {e}"
+                anew = f"build its image anew: cu-fleet image build {machine.image.name} --fresh"
                 raise UnavailableError(
                     f"a machine of {machine.image.name} {why}; its console said: {console.said() or 'nothing'}",
-                    remedy=f"build its image anew: cu-fleet image build {machine.image.name} --fresh",
+                    remedy=f"try again while this machine has less to do; else {anew}" if late else anew,
                     code="start_failed",
                 ) from None
 
