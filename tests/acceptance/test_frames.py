@@ -112,6 +112,7 @@ def _unchanged(one: Home, lease: str, out: Path) -> None:
 
 def _kept(one: Home, lease: str, out: Path) -> None:
     """Each action names the whole screen before and after it, and the pictures can be had."""
+    one.cli("act", lease, json.dumps({"type": "move", "x": 200, "y": 20}))  # seen at once, as the pointer is ours
     entries = one.cli("audit", "show", "--lease", lease, "--what", "act.done")["entries"]
     before, after = entries[-1]["frames"]
     for sha256, name in ((before, "before"), (after, "after")):

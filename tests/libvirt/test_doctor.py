@@ -14,6 +14,8 @@ from tests.support import run
 
 
 class Answering:
+    is_session = False
+
     async def do(self, work: Callable[[Any], str]) -> str:
         del work
         return "libvirt 9.0.0, QEMU 7.2.22"
@@ -35,3 +37,18 @@ def test_a_device_that_opens_and_does_not_work_is_told_with_what_it_costs(
     said = [check for check in found if check.name == "kvm"]
     assert len(said) == told
     assert all(not check.ok and "a second or two" in check.detail for check in said)
+
+
+def test_looking_starts_no_libvirt_for_a_user_who_has_no_machines(tmp_path: Path) -> None:
+    class Untouched(Hypervisor):
+        def _connection(self) -> Any:
+            raise AssertionError("connected to")
+
+    layout = Layout(Place(tmp_path, "fleet"), tmp_path / "store")
+    (libvirt,) = [
+        x for x in run(checks.all_checks(layout, Untouched("qemu:///session"), None, None)) if x.name == "libvirt"
+    ]
+    assert libvirt.ok
+    assert "left alone" in libvirt.detail
+    with pytest.raises(AssertionError, match="connected to"):
+        run(checks.all_checks(layout, Untouched("qemu:///system"), None, None))

@@ -4,6 +4,7 @@
 # ruff: noqa: ASYNC221, ASYNC240
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -383,9 +384,10 @@ def test_launch_is_closed_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Launch, "ready", fail)
 
     async def body(fleet: Fleet) -> None:
+        gc.collect()  # what tests before this one left to be collected is not to be taken for ours
         before = len(list(Path("/proc/self/fd").iterdir()))
         with pytest.raises(UnavailableError, match="made to fail"):
             await fleet.start()
-        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
     in_fleet("user", body)

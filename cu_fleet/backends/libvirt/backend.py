@@ -259,6 +259,13 @@ class _Snapshots(_Ability):
 
     async def restore(self, handle: Handle, spec: Spec) -> AsyncIterator[Handle]:
         """Starting ends what runs, and wakes the state the spec says: exactly what this is, but for the slot."""
+        has_slot = self.backend.abilities.files is not None  # else nobody of ours is inside
+        restored = self._with_its_slot(handle, spec) if has_slot else self.backend.start(spec)
+        async with contextlib.aclosing(restored) as made:
+            async for last in made:
+                yield last
+
+    async def _with_its_slot(self, handle: Handle, spec: Spec) -> AsyncGenerator[Handle, None]:
         desk = self.backend.layout.desk(spec.desktop)
         slot = carried.Carried(desk, self.backend.abilities, spec.profile.limits.disk)
         if not spec.keep_slot:

@@ -26,10 +26,10 @@ _DECEIVES = (
 async def all_checks(layout: Layout, hypervisor: Hypervisor, kvm: bool | None, profile: Profile | None) -> list[Check]:
     """`kvm` is what has been found out about it, if anybody has asked."""
     try:
-        system = await hypervisor.do(_system)
+        answer = await _answer(layout, hypervisor, kvm)
     except FleetError as e:
         return [Check("libvirt", False, f"no desktops in virtual machines: {e}", needed=False)]
-    found = [Check("libvirt", True, f"a hypervisor answers: {system}; {said(kvm)}", needed=False)]
+    found = [Check("libvirt", True, answer, needed=False)]
     if kvm is False and DEVICE.exists():
         found.append(Check("kvm", False, _DECEIVES, needed=False))
     if shutil.which("qemu-img") is None:
@@ -38,6 +38,13 @@ async def all_checks(layout: Layout, hypervisor: Hypervisor, kvm: bool | None, p
     if profile is not None:
         found.append(_image(layout, profile))
     return found
+
+
+async def _answer(layout: Layout, hypervisor: Hypervisor, kvm: bool | None) -> str:
+    if hypervisor.is_session and not layout.used:
+        await hypervisor.wait(hypervisor.binding)
+        return "yours is left alone until you have a machine, which starts it"
+    return f"a hypervisor answers: {await hypervisor.do(_system)}; {said(kvm)}"
 
 
 def _system(api: virConnect) -> str:

@@ -57,6 +57,16 @@ class Hypervisor:
             self._given or os.environ.get("LIBVIRT_DEFAULT_URI") or f"qemu:///{'session' if os.geteuid() else 'system'}"
         )
 
+    @property
+    def is_session(self) -> bool:
+        """Whether it is the user's own, which the first connection starts."""
+        return self.uri == "qemu:///session"
+
+    def binding(self) -> None:
+        """Refuse in words where libvirt cannot be spoken to at all."""
+        with in_words(self.uri):
+            import libvirt  # noqa: F401
+
     async def do(self, work: Callable[[virConnect], T]) -> T:
         """Run `work` with the connection, in a thread."""
         return await self.wait(partial(self.now, work))
