@@ -259,7 +259,7 @@ class _Snapshots(_Ability):
 
     async def restore(self, handle: Handle, spec: Spec) -> AsyncIterator[Handle]:
         """Starting ends what runs, and wakes the state the spec says: exactly what this is, but for the slot."""
-        has_slot = self.backend.abilities.files is not None  # else nobody of ours is inside
+        has_slot = self.backend.abilities.exec and self.backend.abilities.files  # else nobody of ours is inside
         restored = self._with_its_slot(handle, spec) if has_slot else self.backend.start(spec)
         async with contextlib.aclosing(restored) as made:
             async for last in made:
