@@ -18,12 +18,18 @@ from cu_fleet.backends.libvirt.layout import Desk
 from cu_fleet.model.errors import UnavailableError
 
 _PROGRAM = "swtpm"
+_TOOLS = ("swtpm_setup", "swtpm_ioctl")  # without which libvirt takes no TPM, though it needs none of them for ours
 _SECONDS = 30.0
 
 
 def need() -> str:
-    if (program := shutil.which(_PROGRAM)) is None:
-        raise UnavailableError(f"{_PROGRAM} is not installed", remedy="apt-get install swtpm", code="missing_program")
+    program, *tools = map(shutil.which, (_PROGRAM, *_TOOLS))
+    if program is None or None in tools:
+        raise UnavailableError(
+            f"{_PROGRAM} is not installed, or not with its tools",
+            remedy="apt-get install swtpm swtpm-tools",
+            code="missing_program",
+        )
     return program
 
 
