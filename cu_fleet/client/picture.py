@@ -1,7 +1,7 @@
 """What the client is shown: a PIL image that knows which frame it is."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -31,7 +31,7 @@ class Frame:
     generation: int
     format: str
     settled: bool | None  # whether the screen kept still; None: nobody waited for that
-    data: bytes
+    data: bytes = field(repr=False)
 
 
 def picture(facts: Mapping[str, Any], data: bytes) -> "Picture":
