@@ -22,6 +22,7 @@ from cu_fleet.settings import read_settings
 from cu_fleet.stores.base import Tx, all_entries
 from tests.support import until
 
+KNOWS = "that knows the home"
 TOP = Path(__file__).resolve().parents[2]
 SOMEBODY = 47_112  # an ordinary user, for tests that run as root
 
@@ -149,7 +150,7 @@ class Home:
             return []
         marks = (f"cu-fleet/{(fleet := asyncio.run(self.fleet()))}/", str(self.path))
         left = [f"process {words}" for words in command_lines() if any(mark in words for mark in marks)]
-        left += [f"process {pid} that knows the home" for pid in knowing(f"CU_FLEET_HOME={self.fleet_home}")]
+        left += [f"process {pid} {KNOWS}" for pid in knowing(f"CU_FLEET_HOME={self.fleet_home}")]
         left += [f"mount {x}" for x in Path("/proc/self/mounts").read_text().splitlines() if f"{self.path}/" in x]
         left += [f"socket {x}" for x in Path("/proc/net/unix").read_text().splitlines() if any(m in x for m in marks)]
         left += [f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob(f"**/*{fleet}*")]
@@ -191,8 +192,8 @@ def home(*, somebody: bool = False, **settings: object) -> Iterator[Home]:
     try:
         yield one
         one.run("down")
-        until_gone = time.monotonic() + 10  # a program that was told to end may take a moment on a busy machine
-        while (left := one.left()) and time.monotonic() < until_gone:
+        until_gone = time.monotonic() + 10  # a client of the test's own may take a moment on a busy machine
+        while (left := one.left()) and all(KNOWS in x for x in left) and time.monotonic() < until_gone:
             time.sleep(0.2)
         assert not left, f"left behind: {left}"
     except BaseException:
