@@ -29,7 +29,7 @@ from cu_fleet.backends.base import (
     Spec,
     Usage,
 )
-from cu_fleet.backends.libvirt import carried, checks, disks, machines, snapshots
+from cu_fleet.backends.libvirt import carried, checks, disks, machines, network, snapshots
 from cu_fleet.backends.libvirt.command import on_files, run
 from cu_fleet.backends.libvirt.files import Files
 from cu_fleet.backends.libvirt.hypervisor import Hypervisor
@@ -98,9 +98,12 @@ class LibvirtBackend:
         if spec.profile.network not in _Network.modes:
             raise UnsupportedError(
                 f'profile "{spec.profile.name}": the libvirt backend has no network {spec.profile.network!r}',
-                remedy="say network: none",
+                remedy="say network: none, or full",
                 code="no_such_network",
             )
+        reaches = spec.profile.network == "full"
+        if reaches:
+            network.need()
         if wrong := spec.profile.screen.width % 16:
             raise InvalidError(
                 f'profile "{spec.profile.name}": QEMU serves no screen {spec.profile.screen.width} pixels wide',
@@ -119,7 +122,7 @@ class LibvirtBackend:
         await asyncio.to_thread(self._furnish, desk, spec, state, base, uid)
         handle: Handle = {"desktop": desk.id, "boot": spec.boot, EMULATED: state.kind != "kvm"}
         yield handle
-        names = Names(spec.label, seed_of(base.parent), uid)
+        names = Names(spec.label, seed_of(base.parent), uid, reaches)
         try:
             async with asyncio.timeout(_SECONDS_TO_WAKE):
                 await self.hypervisor.do(lambda api: machines.wake(api, desk, state.memory, names))
@@ -168,7 +171,8 @@ class LibvirtBackend:
                 raise BrokenError(
                     f"desktop {desk.id} woke as something else than what was saved in {state.dir}", code="wrong_state"
                 )
-            await one.ask("b", identity(spec.boot, spec.label))
+            place = network.place(desk) if spec.profile.network == "full" else None
+            await one.ask("b", identity(spec.boot, spec.label, place))
 
     async def _settle(self, handle: Handle, spec: Spec) -> None:
         """A snapshot never contains the slot, though it lies in the machine; and what comes with a clean desktop."""
@@ -332,7 +336,7 @@ def _still(domain: "virDomain", wanted: bool) -> bool:
 
 
 class _Network:
-    modes = frozenset({"none"})
+    modes = frozenset({"none", "full"})
 
 
 class _Logs(_Ability):

@@ -6,7 +6,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from cu_fleet.backends.base import Check
-from cu_fleet.backends.libvirt import firmware, images, tpm
+from cu_fleet.backends.libvirt import firmware, images, network, tpm
 from cu_fleet.backends.libvirt.acceleration import DEVICE, said
 from cu_fleet.backends.libvirt.hypervisor import Hypervisor
 from cu_fleet.backends.libvirt.layout import Layout
@@ -35,9 +35,21 @@ async def all_checks(layout: Layout, hypervisor: Hypervisor, kvm: bool | None, p
     if shutil.which("qemu-img") is None:
         fix = ("apt-get", "install", "-y", "qemu-utils")
         found.append(Check("qemu-img", False, "missing: machines' disks are made by it", needed=False, fix=(fix,)))
+    found.append(_network(profile))
     if profile is not None:
         found.append(_image(layout, profile))
     return found
+
+
+def _network(profile: Profile | None) -> Check:
+    name, needed = "network of machines", profile is not None and profile.network == "full"
+    try:
+        network.need()
+    except FleetError as e:
+        apt = ("apt-get", "install", "-y", "--no-install-recommends", *network.PACKAGES.values())
+        tun = (("modprobe", "tun"), ("chmod", "0666", str(network.TUN)))
+        return Check(name, False, str(e), needed, tun if e.code == "no_tun" else (("apt-get", "update"), apt))
+    return Check(name, True, "those whose profile says `network: full` get one of their own", needed=False)
 
 
 async def _answer(layout: Layout, hypervisor: Hypervisor, kvm: bool | None) -> str:
@@ -63,6 +75,8 @@ def equipment(profile: Profile) -> None:
         firmware.find(secure=wanted.secure_boot)
     if wanted.tpm:
         tpm.need()
+    if profile.network == "full":
+        network.need()
 
 
 def _image(layout: Layout, profile: Profile) -> Check:

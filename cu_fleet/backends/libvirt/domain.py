@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from cu_fleet.backends.libvirt import firmware
+from cu_fleet.backends.libvirt import firmware, network
 from cu_fleet.backends.libvirt.firmware import Firmware
 from cu_fleet.backends.libvirt.layout import Desk
 from cu_fleet.backends.libvirt.options import ForeignOptions, options
@@ -24,7 +24,9 @@ AGENT = "org.qemu.guest_agent.0"  # whom an image that is not ours may have insi
 _KINDS = ("disk", "input", "video")
 _PERIOD = 100_000  # microseconds
 _COMMAND_LINE = "root=LABEL=cu-fleet rw quiet console=tty1 console=ttyS0 systemd.show_status=0 mitigations=off"
+_OF_NETWORK = "net.ifnames=0"  # the card's name is known without waiting for anybody to give it one
 ElementTree.register_namespace("cu-fleet", NAMESPACE)
+ElementTree.register_namespace("qemu", network.QEMU)
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Machine:
     uefi: Firmware | None = None  # None: BIOS
     tpm: bool = False
     plain: bool = False  # of hardware that every system can drive
+    network: bool = False
 
     @classmethod
     def of(cls, profile: Profile, kind: str, board: str, image: Path, seed: Path | None) -> "Machine":
@@ -49,7 +52,8 @@ class Machine:
         uefi = firmware.find(secure=wanted.secure_boot) if wanted.firmware == "uefi" else None
         size = (screen.width, screen.height)
         plain = isinstance(wanted, ForeignOptions) and wanted.hardware == "plain"
-        return cls(kind, board, image, seed, limits.memory, limits.cpus, *size, uefi, wanted.tpm, plain)
+        reaches = profile.network == "full"
+        return cls(kind, board, image, seed, limits.memory, limits.cpus, *size, uefi, wanted.tpm, plain, reaches)
 
     def at(self, seed: Path) -> "Machine":
         return replace(self, seed=seed)
@@ -84,6 +88,8 @@ def xml(machine: Machine, desk: Desk, label: str, fleet: str, uid: int | None) -
     _devices(SubElement(top, "devices"), machine, desk)
     if uid is not None:  # libvirt would give what machines share to whichever of them starts last
         _text(SubElement(top, "seclabel", type="static", model="dac", relabel="no"), "label", f"+{uid}:+{uid}")
+    if machine.network:
+        network.add_card(top, "e1000e" if machine.plain else "virtio-net-pci", desk)
     return ElementTree.tostring(top, "unicode")
 
 
@@ -98,7 +104,7 @@ def _boot(top: Element, machine: Machine, desk: Desk) -> None:
     if machine.seed is not None:
         _text(system, "kernel", str(machine.image / ("vmlinuz" if machine.uefi else "vmlinux")))
         _text(system, "initrd", str(machine.image / "initrd"))
-        _text(system, "cmdline", _COMMAND_LINE)
+        _text(system, "cmdline", f"{_COMMAND_LINE} {_OF_NETWORK}" if machine.network else _COMMAND_LINE)
 
 
 def _devices(devices: Element, machine: Machine, desk: Desk) -> None:

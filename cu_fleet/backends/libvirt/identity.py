@@ -9,10 +9,10 @@ from cu_fleet.backends import inside
 _SEED = 64  # bytes, so that no two forks draw the same numbers
 
 
-def identity(boot: str, label: str) -> bytes:
-    """What `guest.port` is told to become."""
+def identity(boot: str, label: str, place: dict[str, str] | None = None) -> bytes:
+    """What `guest.port` is told to become; `place` is its own in its network."""
     own = {"boot": boot, "hostname": inside.hostname(label), "machine_id": inside.machine_id().strip()}
-    return json.dumps({**own, **_fresh()}).encode()
+    return json.dumps({**own, **(place or {}), **_fresh()}).encode()
 
 
 def awake() -> bytes:

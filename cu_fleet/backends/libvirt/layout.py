@@ -67,6 +67,11 @@ class Desk:
     def tpm(self) -> Path:
         return self.run / "tpm"
 
+    @property
+    def net(self) -> Path:
+        """The folder of its network, if it has one."""
+        return self.run / "net"
+
 
 class Layout:
     def __init__(self, place: Place, store: Path | None = None, kind: str = "libvirt") -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from cu_fleet.backends.libvirt import firmware, saved, tpm
+from cu_fleet.backends.libvirt import firmware, network, saved, tpm
 from cu_fleet.backends.libvirt.domain import NAMESPACE
 from cu_fleet.backends.libvirt.hypervisor import domain_of, missing_is_fine
 from cu_fleet.backends.libvirt.layout import Desk, Layout
@@ -33,6 +33,7 @@ class Names:
     label: str
     seed: Path
     uid: int | None
+    network: bool = False  # whether it is to have one
 
 
 def begin(api: virConnect, xml: str, desk: Desk, uid: int | None) -> None:
@@ -43,6 +44,8 @@ def begin(api: virConnect, xml: str, desk: Desk, uid: int | None) -> None:
     nvram = top.find("os/nvram")
     _equip(top, desk, None if nvram is None else Path(nvram.get("template", "")), uid)
     api.createXML(xml, VIR_DOMAIN_START_AUTODESTROY)
+    if network.cards(top):
+        network.prove(desk)
 
 
 def _equip(top: ElementTree.Element, desk: Desk, settings: Path | None, uid: int | None) -> None:
@@ -51,6 +54,8 @@ def _equip(top: ElementTree.Element, desk: Desk, settings: Path | None, uid: int
         firmware.own(desk.nvram, settings, uid)
     if top.find("devices/tpm") is not None:
         tpm.begin(desk, uid)
+    if network.cards(top):
+        network.begin(desk, uid)
 
 
 def wake(api: virConnect, desk: Desk, memory: Path, names: Names) -> None:
@@ -58,6 +63,7 @@ def wake(api: virConnect, desk: Desk, memory: Path, names: Names) -> None:
     state = saved.read(memory)
     xml = renamed(state.xml, desk, names)
     top = ElementTree.fromstring(xml)  # noqa: S314  # from a file that only we write
+    network.must_be(top, names.network, desk)
     settings = None if top.find("os/nvram") is None else memory.with_name(firmware.NVRAM)
     _equip(top, desk, settings, names.uid)
     pipe = desk.dir / "wake"
@@ -84,6 +90,8 @@ def wake(api: virConnect, desk: Desk, memory: Path, names: Names) -> None:
     if troubles:
         end(api, desk)
         raise UnavailableError(f"desktop {desk.id} did not wake: {troubles[0].strerror}", code="start_failed")
+    if names.network:
+        network.prove(desk)
 
 
 def _running() -> int:
@@ -123,6 +131,7 @@ def renamed(xml: str, desk: Desk, names: Names) -> str:
             disk.remove(chain)  # libvirt looks for itself
     for settings in top.iterfind("os/nvram"):
         settings.text = str(desk.nvram)
+    network.rename(top, desk)
     _place(top, "devices/tpm/backend/source", desk.tpm)
     _place(top, "devices/channel/source", desk.port)
     _place(top, "devices/serial/source", desk.console)
@@ -181,6 +190,7 @@ def end(api: virConnect, desk: Desk) -> None:
         if time.monotonic() > until:
             raise UnavailableError(f"the machine of desktop {desk.id} does not end", code="not_removed")
     tpm.end(desk)
+    network.end(desk)
 
 
 def found(api: virConnect, layout: Layout) -> set[str]:
