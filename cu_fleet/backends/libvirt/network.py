@@ -149,7 +149,9 @@ def end(desk: Desk) -> None:
     if not desk.net.exists():
         return
     until = time.monotonic() + _SECONDS
-    while any([_kill(pid, _mark(desk)) for pid in _pids()]) and time.monotonic() < until:
+    while sum(_kill(pid, _mark(desk)) for pid in _pids()):
+        if time.monotonic() > until:
+            raise UnavailableError(f"the network of desktop {desk.id} does not end", code="not_removed")
         time.sleep(_NAP)
 
 
@@ -203,9 +205,8 @@ class _Start:
 
     def enclose(self) -> int:
         """A namespace, in which passt waits for a word; returns its first process."""
-        passt = (
-            "passt --foreground --stderr --quiet --one-off --ipv4-only --no-map-gw --tcp-ports none --udp-ports none"
-        )
+        passt = "passt --foreground --stderr --quiet --one-off --ipv4-only --no-map-gw"
+        passt += " --tcp-ports none --udp-ports none"
         told = f"--dns {PLACE['resolver']} --no-dhcp-search --mac-addr {_ROUTER} --socket /tmp/link --pid /tmp/pid"
         walls = "--unshare-user --unshare-net --unshare-pid --unshare-ipc --unshare-uts --unshare-cgroup-try"
         seen = ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--bind", str(self.desk.net), "/tmp"]  # noqa: S108
@@ -221,7 +222,7 @@ class _Start:
     def connect(self, pid: int) -> None:
         """Give the namespace its one link, by a process that ends when the first one in there does."""
         try:
-            net = self._held.enter_context(open(f"/proc/{pid}/ns/net", "rb", 0))  # noqa: PTH123  # of the kernel's own
+            net = self._held.enter_context(FileIO(f"/proc/{pid}/ns/net"))
         except FileNotFoundError:
             raise self._failed("bubblewrap has ended") from None
         user = self._held.enter_context(FileIO(fcntl.ioctl(net, _NS_GET_USERNS)))
@@ -278,8 +279,9 @@ class _Start:
 
     def _more(self, pipe: _Pipe, seconds: float) -> bytes | None:
         """What is there to be read, b"" at the end; None if nothing comes in time."""
-        found, _, _ = select.select([pipe.out], [], [], max(seconds, 0))
-        return pipe.out.read(4096) if found else None
+        waiting = select.poll()
+        waiting.register(pipe.out, select.POLLIN)
+        return pipe.out.read(4096) if waiting.poll(max(seconds, 0) * 1000) else None
 
     def _failed(self, why: str, said: bytes = b"") -> UnavailableError:
         for pipe in (self.go, self.tether):
