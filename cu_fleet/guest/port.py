@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from cu_fleet.guest import network
 from cu_fleet.guest.channel import RUN, Channel
 from cu_fleet.guest.frames import END, Frames, frame
 
@@ -109,7 +110,7 @@ class Port:
         for channel, kind, body in self.frames.feed(data):
             try:
                 self.obey(channel, kind, body)
-            except (OSError, ValueError, KeyError) as e:
+            except (OSError, ValueError, KeyError, subprocess.SubprocessError) as e:
                 self.send(frame(channel, "l" if channel else "!", f"error {e}\n".encode()))
 
     def obey(self, channel: int, kind: str, body: bytes) -> None:
@@ -144,6 +145,8 @@ class Port:
         time.clock_settime(time.CLOCK_REALTIME, float(who["time"]))
         if "boot" in who:
             identify(who)
+            if "mac" in who:
+                network.connect(who)
             self.boot = who["boot"]
 
     def hear_of_desktop(self, status: int) -> None:
@@ -209,6 +212,8 @@ def main() -> None:
     with open(f"{SETUP}/desktop.json") as f:
         setup = json.load(f)
     identify(setup)
+    if setup["network"]:
+        network.bring_up_card()
     status, desktop = bring_up(setup, setup["uid"])
     port = Port(setup, os.open(PORT, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
     port.watch(status, select.POLLIN, lambda: port.hear_of_desktop(status))

@@ -30,7 +30,12 @@ from cu_fleet.backends.libvirt.layout import Desk
 from cu_fleet.model.errors import ConflictError, UnavailableError
 
 QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
-PLACE = {"address": "10.0.2.100/24", "gateway": "10.0.2.2", "resolver": "10.0.2.3"}  # as slirp4netns lays it out
+PLACE = {
+    "address": "10.0.2.100",
+    "netmask": "255.255.255.0",
+    "gateway": "10.0.2.2",
+    "resolver": "10.0.2.3",
+}  # as slirp4netns lays it out
 PACKAGES = {"passt": "passt", "slirp4netns": "slirp4netns", "bwrap": "bubblewrap"}
 TUN = Path("/dev/net/tun")
 _ROUTER = "02:00:00:00:00:02"  # the same for all, so that a fork finds it where the first one did

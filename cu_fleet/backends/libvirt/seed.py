@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cu_fleet.backends import inside
 from cu_fleet.backends.inside import BEGINNING, HOME, HOME_BEGINS, UID
-from cu_fleet.guest import channel, files, frames, port
+from cu_fleet.guest import channel, files, frames, network, port
 from cu_fleet.guest import init as guest
 from cu_fleet.model.profile import Profile, Screen
 
@@ -26,7 +26,7 @@ _PROGRAMS = {
     "cu_fleet/guest/__init__.py": b"",
     **{
         f"cu_fleet/guest/{Path(str(one.__file__)).name}": Path(str(one.__file__)).read_bytes()
-        for one in (channel, files, frames, port)
+        for one in (channel, files, frames, network, port)
     },
 }
 _XORG = """Section "ServerFlags"
@@ -67,6 +67,7 @@ def seed(profile: Profile, template: Path | None) -> bytes:
         "env": [f"{name}={value}" for name, value in inside.environment(profile.but(env={})).items()],
         "hostname": "desktop",
         "machine_id": "0" * 31 + "1",
+        "network": profile.network == "full",
     }
     return archive(
         {
