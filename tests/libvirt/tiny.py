@@ -34,9 +34,9 @@ done
 _SECONDS = 180.0
 
 
-def make(folder: Path) -> Path:
-    """The image, as raw as it is."""
-    kernel, files = guest(_INIT, _MODULES)
+def make(folder: Path, *, modules: tuple[str, ...] = (), first: str = "") -> Path:
+    """The image, as raw as it is. It may have more drivers, and do something when they are there."""
+    kernel, files = guest(_INIT.replace("exec </dev/ttyS0", f"{first}exec </dev/ttyS0", 1), (*_MODULES, *modules))
     disk, entry, loader = folder / "tiny.img", folder / "tiny.conf", folder / "loader.conf"
     entry.write_text(_ENTRY)
     loader.write_text("timeout 0\n")

@@ -256,7 +256,7 @@ def _initramfs(home: Path, init: str, modules: tuple[str, ...]) -> Path:
     for number, module in enumerate(modules):
         [path] = home.glob(f"lib/modules/*/kernel/**/{module}.ko*")
         data = path.read_bytes()
-        files[f"lib/{number}{module}"] = lzma.decompress(data) if path.suffix == ".xz" else data
+        files[f"lib/{number:02}{module}"] = lzma.decompress(data) if path.suffix == ".xz" else data
     entries = [(folder, 0o40755, b"") for folder in ("bin", "sbin", "lib", "dev", "proc", "sys")]
     entries += [(name, 0o100755, data) for name, data in files.items()] + [("TRAILER!!!", 0, b"")]
     archive = bytearray()
