@@ -1,7 +1,8 @@
 """A network for one test, with a world outside and much to be kept from; and the worst guest there can be.
 
 `alone(work, …)` runs `work` in a process of its own, in network and mount namespaces of its own: its loopback is this
-machine's there, 203.0.113.5 the world outside, and the resolver listens where only this machine itself reaches it.
+machine's there, 203.0.113.5 the world outside, and the resolver listens where only this machine itself reaches it. At
+/mnt/tun is a device that is open to all.
 """
 
 import contextlib
@@ -10,7 +11,6 @@ import multiprocessing
 import socket
 import struct
 import subprocess
-import tempfile
 import threading
 import time
 import traceback
@@ -44,22 +44,20 @@ def alone(work: Callable[..., None], *words: Any, timeout: float) -> None:
 
 def _there(says: Connection, work: Callable[..., None], words: tuple[Any, ...]) -> None:
     try:
-        with tempfile.NamedTemporaryFile("w", prefix="resolv-") as file:
-            file.write(f"nameserver {RESOLVER}\n")
-            file.flush()
-            Path(file.name).chmod(0o644)
-            assert ctypes.CDLL(None).unshare(_NEWNS | _NEWNET) == 0, "namespaces need root"
-            for command in (
-                "mount --make-rprivate /",
-                f"mount --bind {file.name} /etc/resolv.conf",
-                "ip link set lo up",
-                f"ip address add {OUTSIDE}/32 dev lo",
-            ):
-                subprocess.run(command.split(), check=True)
-            work(*words)
+        assert ctypes.CDLL(None).unshare(_NEWNS | _NEWNET) == 0, "namespaces need root"
+        _do("mount --make-rprivate /", "mount -t tmpfs tmpfs /mnt")
+        Path("/mnt/resolv.conf").write_text(f"nameserver {RESOLVER}\n")
+        _do("mount --bind /mnt/resolv.conf /etc/resolv.conf", "mknod -m 666 /mnt/tun c 10 200")
+        _do("ip link set lo up", f"ip address add {OUTSIDE}/32 dev lo")
+        work(*words)
         says.send("")
     except BaseException:  # noqa: BLE001  # it is told to the test
         says.send(traceback.format_exc())
+
+
+def _do(*commands: str) -> None:
+    for command in commands:
+        subprocess.run(command.split(), check=True)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The suite every backend passes, against machines of a real libvirtd."""
 
+import socket
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,8 +15,19 @@ from cu_fleet.model.profile import Profile
 from cu_fleet.testing import backend_base
 from cu_fleet.testing.backend_contract import BackendContract
 from cu_fleet.testing.libvirtd import PrivateLibvirt
+from tests.local.test_isolation import network_address
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
+_REACHES = """
+import json, socket, sys
+def reaches(host, port):
+    try: socket.create_connection((host, int(port)), 20).close()
+    except OSError: return False
+    return True
+world, outside, loopback = sys.argv[1:]
+print(json.dumps({"world": reaches(world, outside), "router": reaches("10.0.2.2", loopback),
+    "loopback": reaches("127.0.0.1", loopback), "resolver": open("/etc/resolv.conf").read()}))
+"""
 
 
 class TestLibvirt(BackendContract):
@@ -27,10 +39,27 @@ class TestLibvirt(BackendContract):
         self.uri, self.store = libvirtd.uri, store
         monkeypatch.setattr(backend_base, "DEADLINE", 900.0)  # the first of a profile is booted, under emulation
 
-    @pytest.mark.parametrize("size", [(1024, 768), (336, 555)])
+    @pytest.mark.parametrize("size", [(1024, 768)])
     def test_the_screen_has_the_size_of_the_profile(self, size: tuple[int, int]) -> None:
-        """QEMU's VNC serves widths in steps of 16 only."""
+        """QEMU's VNC serves widths in steps of 16 only; the next case has another of them, too."""
         super().test_the_screen_has_the_size_of_the_profile(size)
+
+    def test_one_of_another_size_with_a_network_reaches_the_world_and_no_loopback(self) -> None:
+        """In one, as both take a machine of their own that is booted."""
+        world = network_address()
+
+        async def body(backend: Backend) -> None:
+            profile = self.profile()
+            other = profile.but(screen=profile.screen.but(width=336, height=555), network="full")
+            handle = await self.start(backend, self.spec(profile=other))
+            greeting = await self.greet(backend, handle)
+            assert (greeting.width, greeting.height) == (336, 555)
+            with socket.create_server((world, 0)) as outside, socket.create_server(("127.0.0.1", 0)) as loopback:
+                ports = [str(server.getsockname()[1]) for server in (outside, loopback)]
+                got = await self.python(backend, handle, _REACHES, world, *ports)
+            assert got == {"world": True, "router": False, "loopback": False, "resolver": "nameserver 10.0.2.3\n"}
+
+        self.run(body)
 
     async def make(self) -> Backend:
         return LibvirtBackend(self.place, self.uri, self.store)
