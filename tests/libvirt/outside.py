@@ -134,7 +134,7 @@ class Guest:
         while frame := self._frame(until):
             answer = _flags(frame, self._port)
             if answer is not None:
-                return "connected" if answer & 2 else "refused"
+                return {0x12: "connected", 0x14: "refused"}.get(answer, f"something with flags {answer:#x}")
         return "silence"
 
     def _found_router(self) -> bytes:
@@ -189,8 +189,9 @@ def _sum(data: bytes) -> bytes:
 
 
 def _flags(frame: bytes, port: int) -> int | None:
-    """The flags of a TCP segment for this port of ours; None if it is something else."""
+    """The flags of a whole TCP segment for this port of ours; None if it is something else."""
     at = {b"\x08\x00": 14 + 20, b"\x86\xdd": 14 + 40}.get(frame[12:14])
     if at is None or len(frame) < at + 14 or frame[at + 2 : at + 4] != struct.pack("!H", port):
         return None
+    assert at != 34 or _sum(frame[26:34] + struct.pack("!HH", 6, len(frame) - at) + frame[at:]) == bytes(2)
     return frame[at + 13]

@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 _REACHES = """
 import json, socket, sys
 def reaches(host, port):
-    try: socket.create_connection((host, int(port)), 20).close()
-    except OSError: return False
+    try: socket.create_connection((host, int(port)), 60).close()
+    except ConnectionRefusedError: return False
     return True
 world, outside, loopback = sys.argv[1:]
 print(json.dumps({"world": reaches(world, outside), "router": reaches("10.0.2.2", loopback),

@@ -1,14 +1,15 @@
 """A network for machines whose profile says `full`: what a `local` desktop has, and with the same walls.
 
-QEMU's own user-mode network and passt, which speak to a guest directly, both connect to whatever address its packets
-bear: a guest whose root writes 127.0.0.1 or ::1 into them is at this machine's loopback, whatever options say of the
-gateway (tried, with both families). So passt serves the guest from within a network namespace that has no other link
-than slirp4netns', which lets nobody at the loopback; what passt connects to there is what that namespace's own kernel
-can reach, and its loopback is empty. Guests are all alike in that: one address, one router, one name server, which is
-this machine's, wherever that listens and whatever it is by then. Neighbours have no road to each other.
+QEMU's own user-mode network and passt, which speak to a guest directly, connect to whatever address its packets bear:
+a guest whose root writes 127.0.0.1 into them is at this machine's loopback, whatever options say of the router (tried
+with both; with passt ::1 too). So passt serves the guest from within a network namespace that has no other link than
+slirp4netns', which lets nobody at the loopback; what passt connects to there is what that namespace's own kernel can
+reach, and its loopback is empty. Guests are all alike in that: one address, one router, one name server, which is this
+machine's, wherever that listens and whatever it is by then. Neighbours have no road to each other.
 
-passt ends when QEMU hangs up, the namespace with it, and slirp4netns with that. Nobody else may connect meanwhile,
-which is how it is proved that QEMU did. What is begun bears a mark, and `end` ends all who bear it.
+When QEMU hangs up, what is between it and passt ends (`relay`), the namespace with it, and slirp4netns with that. It
+turns away whoever else connects, which is how it is proved that QEMU did. What is begun bears a mark, and `end` ends
+all who bear it.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ from io import FileIO
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement
 
+from cu_fleet.backends.libvirt import relay
 from cu_fleet.backends.libvirt.layout import Desk
 from cu_fleet.model.errors import ConflictError, UnavailableError
 
@@ -38,6 +40,7 @@ PLACE = {
 }  # as slirp4netns lays it out
 PACKAGES = {"passt": "passt", "slirp4netns": "slirp4netns", "bwrap": "bubblewrap"}
 TUN = Path("/dev/net/tun")
+_PYTHON = "/usr/bin/python3"  # ours may lie where the desktop's own user cannot read it
 _ROUTER = "02:00:00:00:00:02"  # the same for all, so that a fork finds it where the first one did
 _CARD = "02:00:00:00:00:01"  # until a machine is told its own
 _SECONDS = 30.0
@@ -209,15 +212,16 @@ class _Start:
         self._held.close()
 
     def enclose(self) -> int:
-        """A namespace, in which passt waits for a word; returns its first process."""
-        passt = "passt --foreground --stderr --quiet --one-off --ipv4-only --no-map-gw"
+        """A namespace, in which what serves the guest waits for a word; returns its first process."""
+        passt = "passt --foreground --stderr --quiet --ipv4-only --no-map-gw"
         passt += " --tcp-ports none --udp-ports none"
-        told = f"--dns {PLACE['resolver']} --no-dhcp-search --mac-addr {_ROUTER} --socket /tmp/link --pid /tmp/pid"
+        told = f"--dns {PLACE['resolver']} --no-dhcp-search --mac-addr {_ROUTER} --pid /tmp/pid"
         walls = "--unshare-user --unshare-net --unshare-pid --unshare-ipc --unshare-uts --unshare-cgroup-try"
         seen = ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--bind", str(self.desk.net), "/tmp"]  # noqa: S108
         given = {"--info-fd": self.info.into, "--block-fd": self.go.out, "--sync-fd": self.tether.into}
         options = [word for name, file in given.items() for word in (name, str(file.fileno()))]
-        bwrap = ["bwrap", *walls.split(), *seen, *options, "--", *passt.split(), *told.split()]
+        serve = [_PYTHON, "-I", "-S", "-c", Path(relay.__file__).read_text("utf-8")]
+        bwrap = ["bwrap", *walls.split(), *seen, *options, "--", *serve, *passt.split(), *told.split()]
         self._spawn([*self._dropped(), *self._named(bwrap)], *given.values())
         try:
             return int(json.loads(self._heard(self.info, b"}"))["child-pid"])
@@ -242,7 +246,7 @@ class _Start:
             raise self._failed("slirp4netns could not connect it")
 
     def serve(self) -> None:
-        """Let passt begin; it writes its number down when it listens."""
+        """Let it begin. passt writes its number down when it is ready, and who started it listens by then."""
         self.go.into.write(b"\n")
         self.errors.into.close()
         said, pid = b"", self.desk.net / "pid"
