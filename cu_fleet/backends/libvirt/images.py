@@ -35,12 +35,7 @@ NAMES = ("vm-desktop",)
 _SUITE, _TOO = "bookworm", subprocess.STDOUT
 _SIZE = "8G"  # of the disk, as the machine sees it
 _NOT_HERE = {"tigervnc-standalone-server"}
-_HEARD: dict[str, Any] = {
-    "capture_output": True,
-    "text": True,
-    "check": False,
-    "env": {"PATH": os.defpath, "LC_ALL": "C"},
-}
+_HEARD: dict[str, Any] = {"capture_output": True, "text": True, "env": {"PATH": os.defpath, "LC_ALL": "C"}}
 
 
 @dataclass(frozen=True)
