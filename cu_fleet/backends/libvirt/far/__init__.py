@@ -8,9 +8,3 @@ began it. Its desktops do not: whoever connects next finds them by their handles
 Every call is a stream of its own through that connection (`ssh`), to a private socket over there; so it is SSH that
 carries many at once. `talk` is how both sides speak on one, `words` is what of it is JSON.
 """
-
-from cu_fleet.backends.libvirt.far.address import address, is_far
-from cu_fleet.backends.libvirt.far.near import FarBackend, FarImages
-from cu_fleet.backends.libvirt.far.ssh import SshHost
-
-__all__ = ["FarBackend", "FarImages", "SshHost", "address", "is_far"]

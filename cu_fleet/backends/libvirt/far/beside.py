@@ -17,12 +17,11 @@ import re
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from cu_fleet import __version__
-from cu_fleet.backends.base import Abilities, Backend, Place
+from cu_fleet.backends.base import Backend, Place
 from cu_fleet.backends.libvirt import building
 from cu_fleet.backends.libvirt.backend import LibvirtBackend
 from cu_fleet.backends.libvirt.far import homes, words
@@ -51,7 +50,7 @@ def backends_of(place: Place, uri: str | None, store: Path | None = None) -> dic
 def abilities_of(backends: dict[str, Backend]) -> dict[str, list[str]]:
     """What each can do for somebody elsewhere, whose folders cannot lie in a desktop here."""
     return {
-        name: [f.name for f in fields(Abilities) if getattr(one.abilities, f.name) is not None and f.name != "lending"]
+        name: [ability for ability in words.ABILITIES if getattr(one.abilities, ability) is not None]
         for name, one in backends.items()
     }
 

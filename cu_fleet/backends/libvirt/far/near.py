@@ -10,14 +10,13 @@ import hashlib
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cu_fleet.backends import inside
 from cu_fleet.backends.base import (
-    Abilities,
     Backend,
     Check,
     Endpoint,
@@ -156,10 +155,8 @@ class FarBackend:
         """`like` is the same backend as it would be here: its name, and what it can do."""
         self.name = like.name
         self.ask = Asking(host, place, like.name)
-        has = {one.name for one in fields(Abilities) if getattr(like.abilities, one.name) is not None}
-        self.abilities = Abilities(
-            network=like.abilities.network, **{name: kind(self.ask) for name, kind in _ABILITIES.items() if name in has}
-        )
+        own = {name: kind(self.ask) for name, kind in _ABILITIES.items() if getattr(like.abilities, name) is not None}
+        self.abilities = replace(like.abilities, lending=None, **own)
 
     async def start(self, spec: Spec) -> AsyncGenerator[Handle, None]:
         async with aclosing(self.ask.made("start", spec)) as made:

@@ -48,6 +48,7 @@ class Serving:
         task = asyncio.create_task(self._serve(reader, writer), name="a call")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: writer.close())  # also of one that never began
 
     async def close(self) -> None:
         """End all that is asked for."""

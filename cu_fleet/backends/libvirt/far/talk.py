@@ -58,6 +58,7 @@ class Talk:
         self._owed = dict.fromkeys(range(3), 0)  # that was read, which the other side does not know yet
         self._left = False
         self._task = asyncio.create_task(self._hear(), name=f"hear {with_whom}")
+        self._task.add_done_callback(self._unheard)
 
     async def __aenter__(self) -> Self:
         return self
@@ -97,11 +98,12 @@ class Talk:
             self._end(self._broken(str(e)))
         except FleetError as e:
             self._end(e)
-        except asyncio.CancelledError:
-            self._writer.close()  # also where nobody is left to say that it is not wanted any more
-            raise
         else:
             self._end(self._broken("it hung up"))
+
+    def _unheard(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            self._writer.close()
 
     def _broken(self, why: str) -> UnavailableError:
         return UnavailableError(f"the connection to {self.with_whom} broke: {why}", code="host_lost")

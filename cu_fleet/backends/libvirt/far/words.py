@@ -19,6 +19,7 @@ from cu_fleet.model.errors import BrokenError, FleetError
 from cu_fleet.model.profile import Profile
 
 Words = dict[str, Any]
+ABILITIES = ("snapshots", "exec", "freeze", "files", "network", "logs", "meter", "disk", "tidy")  # that cross
 VERSION = 1  # of how the two sides speak; the same in all that can talk to each other
 _MOST_SAID = 4000  # characters of an error's sentence
 _CLASSES = {name: one for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, FleetError)}
