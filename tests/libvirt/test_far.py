@@ -4,7 +4,7 @@ import asyncio
 import tempfile
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from cu_fleet.backends.base import Backend, Place
 from cu_fleet.backends.libvirt.far.host import Host
@@ -25,18 +25,18 @@ class Beside(Host):
         super().__init__("user@there")
         self.path = folder / "sock"
         self.serving = Serving({backend.name: backend}, folder / "homes")
-        self.server: asyncio.Server | None = None
+        self.server: asyncio.Server
+
+    async def open(self) -> Self:
+        self.server = await asyncio.start_unix_server(self.serving.accept, self.path)
+        return self
 
     async def stream(self) -> tuple[Reader, Writer]:
-        if self.server is None:
-            self.path.unlink(missing_ok=True)
-            self.server = await asyncio.start_unix_server(self.serving.accept, self.path)
         return await asyncio.open_unix_connection(self.path)
 
     async def close(self) -> None:
-        if self.server:
-            self.server.close()
-            await self.serving.close()
+        self.server.close()
+        await self.serving.close()
 
 
 class TestFar(PlainBackendContract):
@@ -52,7 +52,7 @@ class TestFar(PlainBackendContract):
 
     async def make(self) -> Backend:
         backend = MemoryBackend(self.there, self.world)
-        self.hosts.append(Beside(backend, Path(tempfile.mkdtemp(dir=self.place.home))))
+        self.hosts.append(await Beside(backend, Path(tempfile.mkdtemp(dir=self.place.home))).open())
         return FarBackend(backend, self.hosts[-1], self.place)
 
     def run(self, body: Callable[[Backend], Coroutine[Any, Any, T]]) -> T:

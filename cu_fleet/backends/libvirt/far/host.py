@@ -28,8 +28,9 @@ class Host:
         self._talks.add(talk)
         return talk
 
-    def carry(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def carry(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Do this beside everything else, until its stream ends."""
         task = asyncio.create_task(work, name=name)
         self._carrying.add(task)
         task.add_done_callback(self._carrying.discard)
+        return task

@@ -188,7 +188,8 @@ class FarBackend:
             raise
         for one in (ours, theirs):
             one.setblocking(False)
-        self.ask.host.carry(_carried(talk, ours), f"screen of {handle.get('desktop')}")
+        task = self.ask.host.carry(splice(talk, ours, to=OUT, back=IN), f"screen of {handle.get('desktop')}")
+        task.add_done_callback(partial(_closed, ours, talk))  # also if it never began
         return theirs
 
     async def found(self) -> list[Found]:
@@ -213,10 +214,10 @@ def _told(one: Check, at: str) -> Check:
     return replace(one, detail=f"on {at}: {one.detail}{mend}", fix=())
 
 
-async def _carried(talk: Talk, sock: socket.socket) -> None:
-    with sock:
-        async with talk:
-            await splice(talk, sock, to=OUT, back=IN)
+def _closed(sock: socket.socket, talk: Talk, task: object) -> None:
+    del task
+    sock.close()
+    talk.close()
 
 
 class _Ability:
