@@ -254,3 +254,4 @@ class Place:
     fleet: str  # the fleet's id: part of every label
     profile_dirs: tuple[Path, ...] = field(default=())
     machines: Path | None = None  # where those of the virtual machines lie, if not at their usual place
+    hypervisor: str | None = None  # libvirt's URI of whoever runs them, if not the usual one
