@@ -198,7 +198,7 @@ class _Start:
         self.desk, self.uid = desk, uid
         self.until = time.monotonic() + _SECONDS
         self._held = contextlib.ExitStack()
-        self.go, self.errors, self.tether, self.info, self.ready = (self._pipe() for _ in range(5))
+        self.go, self.errors, self.tether, self.info, self.here, self.ready = (self._pipe() for _ in range(6))
 
     def _pipe(self) -> _Pipe:
         pipe = _Pipe()
@@ -212,21 +212,27 @@ class _Start:
         self._held.close()
 
     def enclose(self) -> int:
-        """A namespace, in which what serves the guest waits for a word; returns its first process."""
+        """A namespace, in which what serves the guest waits for a word; returns its first process.
+
+        bubblewrap tells of that one while it is still at work on the namespace, and suffers nobody beside it there.
+        """
         passt = "passt --foreground --stderr --quiet --ipv4-only --no-map-gw"
         passt += " --tcp-ports none --udp-ports none"
         told = f"--dns {PLACE['resolver']} --no-dhcp-search --mac-addr {_ROUTER} --pid /tmp/pid"
         walls = "--unshare-user --unshare-net --unshare-pid --unshare-ipc --unshare-uts --unshare-cgroup-try"
         seen = ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--bind", str(self.desk.net), "/tmp"]  # noqa: S108
-        given = {"--info-fd": self.info.into, "--block-fd": self.go.out, "--sync-fd": self.tether.into}
+        given = {"--info-fd": self.info.into, "--sync-fd": self.tether.into}
         options = [word for name, file in given.items() for word in (name, str(file.fileno()))]
         serve = [_PYTHON, "-I", "-S", "-c", Path(relay.__file__).read_text("utf-8")]
         bwrap = ["bwrap", *walls.split(), *seen, *options, "--", *serve, *passt.split(), *told.split()]
-        self._spawn([*self._dropped(), *self._named(bwrap)], *given.values())
+        self._spawn([*self._dropped(), *self._named(bwrap)], *given.values(), hears=self.go.out, says=self.here.into)
         try:
-            return int(json.loads(self._heard(self.info, b"}"))["child-pid"])
+            pid = int(json.loads(self._heard(self.info, b"}"))["child-pid"])
         except (ValueError, KeyError):
-            raise self._failed("bubblewrap could not enclose it") from None
+            pid = 0
+        if not (self._heard(self.here, b"\n") and pid):
+            raise self._failed("bubblewrap could not enclose it")
+        return pid
 
     def connect(self, pid: int) -> None:
         """Give the namespace its one link, by a process that ends when the first one in there does."""
@@ -247,7 +253,8 @@ class _Start:
 
     def serve(self) -> None:
         """Let it begin. passt writes its number down when it is ready, and who started it listens by then."""
-        self.go.into.write(b"\n")
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and said why
+            self.go.into.write(b"\n")
         self.errors.into.close()
         said, pid = b"", self.desk.net / "pid"
         while not (pid.exists() and pid.stat().st_size):
@@ -255,13 +262,15 @@ class _Start:
                 raise self._failed("passt did not come up", said)
             said += more or b""
 
-    def _spawn(self, argv: Sequence[str], *given: FileIO) -> None:
+    def _spawn(
+        self, argv: Sequence[str], *given: FileIO, hears: FileIO | None = None, says: FileIO | None = None
+    ) -> None:
         """Start what is nobody's child, and let it have these. That nobody hears it any more does not end it."""
         subprocess.run(
             ["setsid", "--fork", *argv],
             pass_fds=[file.fileno() for file in given],
-            stdin=subprocess.DEVNULL,
-            stdout=self.errors.into,
+            stdin=hears or subprocess.DEVNULL,
+            stdout=says or self.errors.into,
             stderr=self.errors.into,
             env={"PATH": _PATH, "LANG": "C.UTF-8"},
             cwd="/",
@@ -269,8 +278,9 @@ class _Start:
             restore_signals=False,
             check=True,
         )
-        for file in given:
-            file.close()
+        for file in (*given, hears, says):
+            if file:
+                file.close()
 
     def _dropped(self) -> list[str]:
         """As the desktop's own user, if it has one."""

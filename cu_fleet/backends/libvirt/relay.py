@@ -65,6 +65,9 @@ def main() -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(LINK)
     listener.listen(1)
+    print("here", flush=True)
+    if not sys.stdin.readline():
+        return  # whoever was about to connect the namespace has died
     passt, far = socket.socketpair()
     command = [*sys.argv[1:], "--fd", str(far.fileno())]
     _ends_all(subprocess.Popen(command, pass_fds=[far.fileno()]).wait)
