@@ -33,6 +33,7 @@ from cu_fleet.model.profile import Profile
 
 _ARGS, _SECCOMP, _SYNC, _INFO, _GO = 3, 4, 5, 6, 7  # one digit each: more is not portable in shells
 _MOST_SAID = 64 << 10
+_NAP = 0.001
 _NS_GET_USERNS = 0xB701
 _MNT = Path("/mnt")
 _ENV = {"PATH": demands.PATH, "LANG": "C.UTF-8"}
@@ -221,6 +222,7 @@ class Launch:
 
     async def _connect(self) -> None:
         """Give the desktop's network namespace a way out, by a process that ends when init's end of a pipe closes."""
+        await self._loopback()
         net = self.holding(os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC))
         user = self.holding(fcntl.ioctl(net, _NS_GET_USERNS))
         said = self.holding(self.pipes.add("network"))
@@ -241,6 +243,15 @@ class Launch:
         if not self.pipes.said["network"]:
             self.pipes.said["errors"] += self.pipes.said["slirp"]
             raise await self.failed("slirp4netns could not connect it to the network")
+
+    async def _loopback(self) -> None:
+        """Wait until bubblewrap has brought it up, which slirp4netns does too: who comes second may fail at it."""
+        table = Path(f"/proc/{self.pid}/net/fib_trie")
+        try:
+            while b" 127.0.0.1\n" not in table.read_bytes():  # noqa: ASYNC110, ASYNC240  # of the kernel's, which tells nobody
+                await asyncio.sleep(_NAP)
+        except OSError:
+            raise await self.failed("bubblewrap has ended") from None
 
 
 def show(desktops: Path) -> int:
