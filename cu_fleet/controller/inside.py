@@ -21,7 +21,7 @@ from cu_fleet.controller.helpers import Helpers, cannot, exec_of
 from cu_fleet.controller.permit import allowed
 from cu_fleet.model.access import Caller, Role
 from cu_fleet.model.audit import redacted
-from cu_fleet.model.desktop import RUNNING, Desktop
+from cu_fleet.model.desktop import RUNNING, Desktop, Stage
 from cu_fleet.model.errors import (
     ConflictError,
     FleetError,
@@ -36,6 +36,7 @@ from cu_fleet.stores.base import Tx
 
 _CLIPBOARD_MOST = 1 << 20
 _WITHIN = 15.0  # seconds for any answer of the helper
+_DRAWN = 3.0  # seconds for X to pass on what was drawn
 _HEARD = 5.0  # seconds for a window manager's
 _STAYS = 1.0  # seconds after which a program that was started is taken to stay
 log = logging.getLogger(__name__)
@@ -210,6 +211,29 @@ class Inside:
             log.warning("desktop %s: whether its window manager has heard of a click is not known: %s", desktop_id, e)
             return False
         return answer.get("heard") is True
+
+    async def arrived(
+        self, desktop_id: str, wanted: Mapping[str, int], place: tuple[int, int], within: float
+    ) -> Mapping[str, object] | None:
+        try:
+            helper = await self._helper_of(desktop_id)
+            return await helper.call(
+                "arrived", timeout=within + _HEARD, wanted=dict(wanted), place=list(place), within=within
+            )
+        except FleetError as e:
+            log.warning("desktop %s: what of its input has arrived is not known: %s", desktop_id, e)
+            return None
+
+    async def drawn(self, desktop_id: str) -> bool:
+        desktop = await self.core.read(lambda tx: self.core.get_desktop(tx, desktop_id))
+        if desktop.stage is not Stage.HELD or desktop.frozen:
+            return True  # a first picture, to be sure that there is one; or nobody draws
+        try:
+            await (await self.helpers.of(desktop)).call("drawn", timeout=_DRAWN)
+        except FleetError as e:
+            log.warning("desktop %s: whether all that was drawn is shown is not known: %s", desktop_id, e)
+            return False
+        return True
 
     async def _helper_of(self, desktop_id: str) -> Helper:
         return await self.helpers.of(await self.core.read(lambda tx: self.core.get_desktop(tx, desktop_id)))
