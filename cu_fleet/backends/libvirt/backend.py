@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _SECONDS_TO_WAKE = 120.0
 _DETACHED = f'exec setsid -f "$@" >>{RUN}/log 2>&1'
+# GTK 3 would take the tablet, for its name, for a touch screen, on which a drag selects nothing:
+_ENV = {"GDK_CORE_DEVICE_EVENTS": "1"}
 
 
 class LibvirtBackend:
@@ -160,7 +162,7 @@ class LibvirtBackend:
             disks.overlay(desk.disk, base, uid)
         else:
             disks.copy(state.disk, desk.disk, uid)
-        snapshots.note(desk, state.kind, base, uid, spec.profile.env)
+        snapshots.note(desk, state.kind, base, uid, {**_ENV, **spec.profile.env})
 
     async def _become(self, desk: Desk, spec: Spec, state: State) -> None:
         async with wire(desk.port, desk.id) as one:
