@@ -261,7 +261,8 @@ class _Snapshots(_Ability):
 
     async def restore(self, handle: Handle, spec: Spec) -> AsyncIterator[Handle]:
         """Starting ends what runs, and wakes the state the spec says: exactly what this is, but for the slot."""
-        has_slot = self.backend.abilities.exec and self.backend.abilities.files  # else nobody of ours is inside
+        can = self.backend.abilities.of(spec.profile)
+        has_slot = can.exec and can.files  # else nobody is inside who could be asked
         restored = self._with_its_slot(handle, spec) if has_slot else self.backend.start(spec)
         async with contextlib.aclosing(restored) as made:
             async for last in made:
@@ -269,7 +270,7 @@ class _Snapshots(_Ability):
 
     async def _with_its_slot(self, handle: Handle, spec: Spec) -> AsyncGenerator[Handle, None]:
         desk = self.backend.layout.desk(spec.desktop)
-        slot = carried.Carried(desk, self.backend.abilities, spec.profile.limits.disk)
+        slot = self._slot(desk, spec.profile.limits.disk)
         if not spec.keep_slot:
             await asyncio.to_thread(carried.forget, desk)
         elif await self._runs(desk):
@@ -285,6 +286,9 @@ class _Snapshots(_Ability):
                 async for words in told:
                     yield last | {PROGRESS: words}
             yield last
+
+    def _slot(self, desk: Desk, most: int) -> carried.Carried:
+        return carried.Carried(desk, self.backend.abilities, most)
 
     async def _runs(self, desk: Desk) -> bool:
         """Whether somebody inside can say what is in the slot. What a machine had that has ended is gone with it."""

@@ -16,7 +16,7 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,21 @@ from xml.etree import ElementTree
 
 from cu_fleet.backends import door
 from cu_fleet.backends.base import Abilities, Check, Endpoint, Place, Process, Saved, Spec, Usage
-from cu_fleet.backends.libvirt import checks, domain, given, machines
+from cu_fleet.backends.libvirt import carried, checks, domain, given, machines
 from cu_fleet.backends.libvirt.agent import Agent
 from cu_fleet.backends.libvirt.agent_exec import Command, words
 from cu_fleet.backends.libvirt.agent_files import AgentFiles
 from cu_fleet.backends.libvirt.agent_files import argv as shell_on_files
-from cu_fleet.backends.libvirt.backend import LibvirtBackend, _Ability, _Disk, _Freeze, _Network, _still, _Tidy
+from cu_fleet.backends.libvirt.backend import (
+    LibvirtBackend,
+    _Ability,
+    _Disk,
+    _Freeze,
+    _Network,
+    _Snapshots,
+    _still,
+    _Tidy,
+)
 from cu_fleet.backends.libvirt.disks import overlay
 from cu_fleet.backends.libvirt.hypervisor import Hypervisor
 from cu_fleet.backends.libvirt.images import NAMES
@@ -272,7 +281,15 @@ class _AgentExec(_Foreign):
         return command
 
 
-class _ForeignSnapshots(_Foreign):
+class _FedExec(_Foreign):
+    async def exec(
+        self, handle: Handle, argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: str | None = None
+    ) -> Process:
+        """A command that has its whole input when it begins, even if it is listened to before."""
+        return await self.backend.command(handle, argv, fed=True, env=env, cwd=cwd)
+
+
+class _ForeignSnapshots(_Foreign, _Snapshots):
     async def save(self, handle: Handle, snapshot: str) -> Saved:
         desk, boot = self.backend.desk(handle), str(handle.get("boot"))
         agent = await self.awake(desk)
@@ -283,14 +300,8 @@ class _ForeignSnapshots(_Foreign):
             await agent.set_clock()
         return made
 
-    def restore(self, handle: Handle, spec: Spec) -> AsyncIterator[Handle]:
-        return self.backend.start(spec)
-
-    async def delete(self, snapshot: str) -> None:
-        await asyncio.to_thread(self.backend.snapshots.delete, snapshot)
-
-    async def saved(self) -> list[str]:
-        return await asyncio.to_thread(self.backend.snapshots.saved)
+    def _slot(self, desk: Desk, most: int) -> carried.Carried:
+        return carried.Carried(desk, self.backend.abilities, most, _FedExec(self.backend))
 
 
 class _ForeignFreeze(_Foreign, _Freeze):
