@@ -19,13 +19,21 @@ _MODULES = ("efivarfs", *VIRTIO, "virtio_blk", "evdev", "virtio_input", "virtio_
 _WORDS = "console=ttyS0 quiet panic=-1"
 _ENTRY = f"title tiny\nlinux /vmlinuz\ninitrd /initrd\noptions {_WORDS}\n"
 _BIOS_ENTRY = f"DEFAULT tiny\nLABEL tiny\n  LINUX vmlinuz\n  INITRD initrd\n  APPEND {_WORDS}\n"
+_SIGNED_ENTRY = f"""
+if linux /changed {_WORDS} changed=begun; then true
+else linux /vmlinuz {_WORDS} changed=refused
+fi
+initrd /initrd
+boot
+"""
 _INIT = r"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin:/sbin
 mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys
 for module in /lib/*; do insmod $module; done
 mount -t efivarfs vars /sys/firmware/efi/efivars
-mkdir -p /run /tmp /etc /root /home/me; chown 1000:1000 /home/me; ln -s /bin/busybox /sbin/hwclock
+mkdir -p /run /tmp /etc /root /home/me; ln -s /bin/busybox /sbin/hwclock
+chmod 1777 /tmp; chown 1000:1000 /home/me
 printf 'root::0:0::/root:/bin/sh\nme::1000:1000::/home/me:/bin/sh\n' >/etc/passwd
 if [ -e /sbin/qemu-ga ]; then
   port=$(grep -l guest_agent /sys/class/virtio-ports/*/name)
@@ -62,6 +70,34 @@ def make(folder: Path, *, bios: bool = False, agent: bool = False) -> Path:
         files |= {"EFI/BOOT/BOOTX64.EFI": _BOOT, "loader/loader.conf": loader, "loader/entries/tiny.conf": entry}
     for target, source in files.items():
         _tool("mcopy", "-i", disk, source, f"::/{target}")
+    disk.chmod(0o444)
+    return disk
+
+
+def make_signed(folder: Path) -> Path:
+    """One that Secure Boot starts: Debian's shim, loader and kernel, each signed with a key that the one before has.
+
+    The loader's first choice is a kernel that was changed. It says on the kernel's command line what became of that.
+    """
+    disk = make(folder)
+    disk.chmod(0o644)
+    kernel, _ = guest(_INIT, _MODULES)
+    data = bytearray(kernel.read_bytes())
+    data[len(data) // 2] ^= 1
+    changed, menu = folder / "changed", folder / "grub.cfg"
+    changed.write_bytes(data)
+    menu.write_text(_SIGNED_ENTRY)
+    _tool("mmd", "-i", disk, "::/EFI/debian")
+    loader = fetched("grub-efi-amd64-signed") / "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed"
+    shim = fetched("shim-signed") / "usr/lib/shim/shimx64.efi.signed"
+    files = {
+        "EFI/BOOT/BOOTX64.EFI": shim,
+        "EFI/BOOT/grubx64.efi": loader,
+        "EFI/debian/grub.cfg": menu,
+        "changed": changed,
+    }
+    for target, source in files.items():
+        _tool("mcopy", "-o", "-i", disk, source, f"::/{target}")
     disk.chmod(0o444)
     return disk
 
