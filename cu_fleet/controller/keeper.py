@@ -132,12 +132,16 @@ class Keeper:
             if not desktop.frozen:
                 await actor.let_go()
             lease = await self.core.read(lambda tx: self.core.holder_of(tx, desktop.id))
-            if lease is None:
-                await self.evidence.keep(desktop, actor)
+            planting = asyncio.create_task(self.maker.plant(backend, desktop), name=f"plant {desktop.id}")
+            try:
+                if lease is None:
+                    await self.evidence.keep(desktop, actor)
+                canary = await planting
+            finally:
+                planting.cancel()
             if self.core.ending and lease is None:
                 await self._move(desktop, Event.STOP)
                 return
-            canary = await self.maker.plant(backend, desktop)
             await self.forget_inside(desktop.id)
             await actor.disconnect()
             begun = await self._move(desktop, Event.CLEAN, boot=new_id("bt"), frozen=False)

@@ -57,8 +57,11 @@ class Maker:
 
     async def _empty_slot(self, files: Files, desktop: Desktop) -> None:
         await self.before_emptying(desktop)
-        await self.core.bounded(files.remove(desktop.handle, ""), "empty the slot")
-        left = await self.core.bounded(files.listing(desktop.handle), "list the slot")
+        if await self.core.bounded(files.listing(desktop.handle), "list the slot"):
+            await self.core.bounded(files.remove(desktop.handle, ""), "empty the slot")
+            left = await self.core.bounded(files.listing(desktop.handle), "list the slot")
+        else:
+            left = []
         if left:
             raise BrokenError(
                 f"the slot of desktop {desktop.id} was said to be empty, but {left[0].path} is still there",
