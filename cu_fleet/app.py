@@ -23,8 +23,9 @@ from cu_fleet.backends.base import Backend, Check, Place
 from cu_fleet.backends.docker import DockerBackend, DockerVncBackend, Engine
 from cu_fleet.backends.docker import images as docker_images
 from cu_fleet.backends.docker.images import Image
-from cu_fleet.backends.libvirt import LibvirtBackend, LibvirtVncBackend
 from cu_fleet.backends.libvirt import building as machine_images
+from cu_fleet.backends.libvirt import where as machines
+from cu_fleet.backends.libvirt.far import beside
 from cu_fleet.backends.local import LocalBackend
 from cu_fleet.controller import Controller
 from cu_fleet.controller.record import audit_key
@@ -138,12 +139,18 @@ async def open_store(settings: Settings, secret: bytes) -> Store:
 
 def backends_of(place: Place) -> dict[str, Backend]:
     every: list[Backend] = [DockerBackend(place), DockerVncBackend(place), LocalBackend(place)]
-    every += [LibvirtBackend(place), LibvirtVncBackend(place)]
+    every += machines.backends(place)
     return {backend.name: backend for backend in every}
 
 
 def place_of(settings: Settings, fleet: str) -> Place:
-    return Place(settings.home, fleet, profile_dirs=tuple(profile_dirs(settings)), machines=settings.machines)
+    return Place(
+        settings.home,
+        fleet,
+        profile_dirs=tuple(profile_dirs(settings)),
+        machines=settings.machines,
+        hypervisor=settings.hypervisor,
+    )
 
 
 def profile_dirs(settings: Settings) -> list[Path]:
@@ -177,9 +184,9 @@ def usable_profiles(settings: Settings) -> dict[str, tuple[Profile, str]]:
     return found
 
 
-def images(settings: Settings) -> list[Image]:
+async def images(settings: Settings) -> list[Image]:
     """The images there are recipes for, as the Docker engine and the store of machines have them."""
-    of_machines = [_as_image(one) for one in machine_images.listing(place_of(settings, "image"))]
+    of_machines = [_as_image(one) for one in await machines.listing(place_of(settings, "image"))]
     try:
         return [*Engine().now(docker_images.listing), *of_machines]
     except UnavailableError:
@@ -195,7 +202,7 @@ def _as_image(one: machine_images.Golden) -> Image:
 async def build_image(settings: Settings, name: str, say: Callable[[str], None], *, fresh: bool) -> Image:
     if name in machine_images.NAMES:
         known = [profile for profile, _, _ in profiles(settings) if profile]
-        return _as_image(await machine_images.build(place_of(settings, "image"), name, say, known, fresh=fresh))
+        return _as_image(await machines.build(place_of(settings, "image"), name, say, known, fresh=fresh))
     return await docker_images.build(Engine(), name, say, fresh=fresh)
 
 
@@ -274,6 +281,16 @@ def run_controller(settings: Settings, *, on_demand: bool, ready: Callable[[str]
     with locked(settings.home):
         (settings.home / "not-ended").unlink(missing_ok=True)
         uvloop.run(_run(settings, on_demand, ready))
+
+
+def serve_machines(settings: Settings) -> int:
+    """Serve the machines of this host to a controller elsewhere, for as long as that one's connection lasts."""
+    import uvloop
+
+    prepare_home(settings.home)
+    _set_up_logging(settings)
+    _allow_many_connections()
+    return uvloop.run(beside.serve(settings.home, settings.machines))
 
 
 def _allow_many_connections() -> None:

@@ -48,6 +48,9 @@ class Settings(Value):
     machines: Folder | None = Field(
         None, description="Where files of virtual machines lie; none: /var/lib/cu-fleet for root, else in the home."
     )
+    hypervisor: str | None = Field(
+        None, description="libvirt's URI of who runs virtual machines; none: LIBVIRT_DEFAULT_URI, or this machine's."
+    )
     start_timeout: Seconds = Field(30.0, description="How long a desktop may take to start before it is given up.")
     backend_timeout: Seconds = Field(30.0, description="How long a backend may take to stop, list or free something.")
     snapshot_timeout: Seconds = Field(600.0, description="How long saving a desktop's state may take.")

@@ -21,6 +21,7 @@ from cu_fleet.cli import (
     frames,
     image,
     lease,
+    machines,
     mcp,
     people,
     profile,
@@ -52,6 +53,7 @@ GROUPS = (
     run,
     people,
     audit,
+    machines,
 )
 
 app = typer.Typer(

@@ -41,7 +41,7 @@ def images() -> list[Any]:
     from cu_fleet.app import images as known
     from cu_fleet.settings import read_settings
 
-    return known(read_settings())
+    return asyncio.run(known(read_settings()))
 
 
 def build_image(name: str, say: Callable[[str], None], *, fresh: bool) -> Any:
@@ -49,6 +49,13 @@ def build_image(name: str, say: Callable[[str], None], *, fresh: bool) -> Any:
     from cu_fleet.settings import read_settings
 
     return asyncio.run(build(read_settings(), name, say, fresh=fresh))
+
+
+def serve_machines() -> int:
+    from cu_fleet.app import serve_machines as serve_here
+    from cu_fleet.settings import read_settings
+
+    return serve_here(read_settings())
 
 
 def mcp(*, agent: str, profile: str) -> None:

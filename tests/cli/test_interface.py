@@ -58,6 +58,7 @@ PROMISED = {
     "worktree diff": set(),
     "worktree merge": {"--reason"},
     "worktree discard": set(),
+    "serve-machines": set(),
     "worktree prune": {"--older"},
     "mcp": {"--agent", "--profile"},
     "mcp-config": {"--client"},

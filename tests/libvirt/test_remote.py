@@ -18,7 +18,7 @@ def test_a_hypervisor_elsewhere_is_refused(uri: str) -> None:
     with pytest.raises(UnsupportedError, match="not QEMU on this machine") as caught:
         Hypervisor(uri).now(lambda api: api.getURI())
     assert caught.value.code == "far_hypervisor"
-    assert "CU_FLEET_URL" in (caught.value.remedy or "")
+    assert "qemu+ssh://user@host" in (caught.value.remedy or "")
 
 
 @pytest.mark.real

@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _SECONDS_TO_WAKE = 120.0
 _DETACHED = f'exec setsid -f "$@" >>{RUN}/log 2>&1'
+# GTK 3 would take the tablet, for its name, for a touch screen, on which a drag selects nothing:
+_ENV = {"GDK_CORE_DEVICE_EVENTS": "1"}
 
 
 class LibvirtBackend:
@@ -160,7 +162,7 @@ class LibvirtBackend:
             disks.overlay(desk.disk, base, uid)
         else:
             disks.copy(state.disk, desk.disk, uid)
-        snapshots.note(desk, state.kind, base, uid, spec.profile.env)
+        snapshots.note(desk, state.kind, base, uid, {**_ENV, **spec.profile.env})
 
     async def _become(self, desk: Desk, spec: Spec, state: State) -> None:
         async with wire(desk.port, desk.id, at_once=True) as one:
@@ -263,7 +265,8 @@ class _Snapshots(_Ability):
 
     async def restore(self, handle: Handle, spec: Spec) -> AsyncIterator[Handle]:
         """Starting ends what runs, and wakes the state the spec says: exactly what this is, but for the slot."""
-        has_slot = self.backend.abilities.exec and self.backend.abilities.files  # else nobody of ours is inside
+        can = self.backend.abilities.of(spec.profile)
+        has_slot = can.exec and can.files  # else nobody is inside who could be asked
         restored = self._with_its_slot(handle, spec) if has_slot else self.backend.start(spec)
         async with contextlib.aclosing(restored) as made:
             async for last in made:
@@ -271,7 +274,7 @@ class _Snapshots(_Ability):
 
     async def _with_its_slot(self, handle: Handle, spec: Spec) -> AsyncGenerator[Handle, None]:
         desk = self.backend.layout.desk(spec.desktop)
-        slot = carried.Carried(desk, self.backend.abilities, spec.profile.limits.disk)
+        slot = self._slot(desk, spec.profile.limits.disk)
         if not spec.keep_slot:
             await asyncio.to_thread(carried.forget, desk)
         elif await self._runs(desk):
@@ -287,6 +290,9 @@ class _Snapshots(_Ability):
                 async for words in told:
                     yield last | {PROGRESS: words}
             yield last
+
+    def _slot(self, desk: Desk, most: int) -> carried.Carried:
+        return carried.Carried(desk, self.backend.abilities, most)
 
     async def _runs(self, desk: Desk) -> bool:
         """Whether somebody inside can say what is in the slot. What a machine had that has ended is gone with it."""

@@ -5,6 +5,7 @@ In the end the profiles that use it are warmed, each once, so that no lease has 
 """
 
 import asyncio
+import secrets
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -86,9 +87,9 @@ async def _built(layout: Layout, name: str, say: Say, uri: str | None) -> Golden
 
 async def prove(layout: Layout, new: Golden, say: Say, uri: str | None) -> None:
     """Start a desktop of this image, in a store of its own beside it, and have it show that it works."""
-    trial = layout.folder(layout.store / f".trial.{new.dir.name}")
+    trial = layout.folder(layout.store / f".trial.{secrets.token_hex(2)}")  # short, for sockets lie in it
     with tempfile.TemporaryDirectory(prefix="cu-fleet-image-") as home:
-        backend = LibvirtBackend(Place(Path(home), "image" + new_id("dk")[3:]), uri, trial)
+        backend = LibvirtBackend(Place(Path(home), secrets.token_hex(3)), uri, trial)
         backend.layout.folder(backend.layout.images)
         (backend.layout.images / new.name).symlink_to(new.dir)
         profile = Profile.model_validate({"name": "check", "backend": "libvirt", "limits": {"memory": "1G"}})

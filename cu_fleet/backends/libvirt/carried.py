@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from cu_fleet.backends.base import Abilities, Process
+from cu_fleet.backends.base import Abilities, Exec, Process
 from cu_fleet.backends.libvirt.layout import Desk
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import FleetError, UnavailableError
@@ -33,10 +33,12 @@ _FINE = (0, 1)  # for tar: something changed while it was read
 class Carried:
     """One desktop's slot, on its way over one restore."""
 
-    def __init__(self, desk: Desk, abilities: Abilities, most: int) -> None:
+    def __init__(self, desk: Desk, abilities: Abilities, most: int, fed: Exec | None = None) -> None:
+        """`fed` is how a command is run that is to read something, where that is another way."""
         assert abilities.exec
         assert abilities.files
         self.desk, self.exec, self.files, self.most = desk, abilities.exec, abilities.files, most
+        self.fed = fed or self.exec
         self.lost = ""
 
     @property
@@ -57,7 +59,7 @@ class Carried:
         """Into the machine that woke."""
         try:
             if not self.lost:
-                await unpack(partial(self.exec.exec, handle), self.desk)
+                await unpack(partial(self.fed.exec, handle), self.desk)
         except FleetError as e:
             self._lose(e)
         if self.lost:

@@ -153,7 +153,7 @@ def _must_be_here(uri: str) -> None:
     if parts.netloc or parts.scheme not in ("qemu", "qemu+unix"):
         raise UnsupportedError(
             f"the hypervisor at {uri} is not QEMU on this machine, where screens and disks of desktops must be",
-            remedy="run a controller over there, and point CU_FLEET_URL at it; or unset LIBVIRT_DEFAULT_URI",
+            remedy="for one on another host say qemu+ssh://user@host/system; else unset LIBVIRT_DEFAULT_URI",
             code="far_hypervisor",
         )
 

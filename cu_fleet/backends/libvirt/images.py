@@ -10,6 +10,7 @@ What an image's name stands for may change, the image itself never: saved machin
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
 import lzma
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from cu_fleet.backends.libvirt.layout import Layout, drop
 from cu_fleet.model.errors import BrokenError, NotFoundError, UnavailableError
@@ -34,6 +35,7 @@ NAMES = ("vm-desktop",)
 _SUITE, _TOO = "bookworm", subprocess.STDOUT
 _SIZE = "8G"  # of the disk, as the machine sees it
 _NOT_HERE = {"tigervnc-standalone-server"}
+_HEARD: dict[str, Any] = {"capture_output": True, "text": True, "env": {"PATH": os.defpath, "LC_ALL": "C"}}
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def build(layout: Layout, name: str, say: Say, created: str) -> Golden:
             raise UnavailableError(
                 f"{program} is not installed", remedy=f"apt-get install {package}", code="missing_program"
             )
+    _refuse_without_ids()
     new = layout.folder(layout.images / f".{name}.{secrets.token_hex(4)}")
     try:
         _bootstrap(new, say)
@@ -94,7 +97,7 @@ def build(layout: Layout, name: str, say: Say, created: str) -> Golden:
             path.chmod(0o444)
         (new / "about.json").write_text(json.dumps({"recipe": recipe(), "created": created}))
     except BaseException:
-        drop(new)
+        discard(new)
         raise
     return Golden(name, new, recipe(), (new / "disk.qcow2").stat().st_blocks * 512, created)
 
@@ -135,6 +138,7 @@ def _bootstrap(folder: Path, say: Say) -> None:
     root = folder / "root"
     root.mkdir()
     lay = ["tar", "--extract", "--numeric-owner", "--xattrs", "--xattrs-include=*", f"--directory={root}"]
+    lay += ["--exclude=./dev/*"]  # which a kernel makes, and no ordinary user can
     with subprocess.Popen(_as_root(lay), stdin=subprocess.PIPE) as laying:
         _run(command, lambda line: say(line[2:].strip()) if line.startswith("I:") else None, laying.stdin)
         assert laying.stdin
@@ -148,6 +152,28 @@ def _bootstrap(folder: Path, say: Say) -> None:
 def _as_root(command: list[str]) -> list[str]:
     """As root, if only over ids that are ours anyway."""
     return command if os.geteuid() == 0 else ["unshare", "--map-root-user", "--map-auto", *command]
+
+
+def _refuse_without_ids() -> None:
+    """A system has files of many owners: an ordinary user needs ids to stand for them."""
+    if os.geteuid() == 0:
+        return
+    another = ["setpriv", "--reuid=1", "--regid=1", "--clear-groups", "true"]
+    tried = subprocess.run(_as_root(another), check=False, **_HEARD)
+    if tried.returncode:
+        raise UnavailableError(
+            f"an image cannot be built by a user without ids to give to its files: {tried.stderr.strip()}",
+            remedy="apt-get install uidmap && "
+            f"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {getpass.getuser()}, or build it as root",
+            code="no_ids",
+        )
+
+
+def discard(folder: Path) -> None:
+    """Remove what is half made, whose files may be of ids that only stand for ours."""
+    if os.geteuid() != 0:
+        subprocess.run(_as_root(["rm", "-rf", "--", str(folder)]), check=False, **_HEARD)
+    drop(folder)
 
 
 def _run(command: list[str], heard: Callable[[str], None], into: IO[bytes] | None = None) -> None:

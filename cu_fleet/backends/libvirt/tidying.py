@@ -16,7 +16,8 @@ from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
 
-from cu_fleet.backends.libvirt.layout import Layout, drop
+from cu_fleet.backends.libvirt.images import discard
+from cu_fleet.backends.libvirt.layout import Layout
 
 log = logging.getLogger(__name__)
 _UNUSED = 7 * 86400.0  # seconds after which a warm state that nobody began from is forgotten
@@ -44,7 +45,7 @@ class Tidy:
         removed = []
         for path in islice(chain(self._states(), self._begun(), self._images()), _MOST):
             log.info("removing %s, which nothing needs", path)
-            path.unlink() if path.is_symlink() or path.is_file() else drop(path)
+            path.unlink() if path.is_symlink() or path.is_file() else discard(path)
             removed.append(str(path.relative_to(self.layout.store)))
         for folder in (*self.layout.store.glob("*/desktops"), *self.layout.store.glob("*/snapshots")):
             if _age(folder) > _LEFT:

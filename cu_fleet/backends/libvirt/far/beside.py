@@ -1,0 +1,256 @@
+"""`cu-fleet serve-machines`: the far side as a process, begun through SSH by a controller elsewhere.
+
+Its standard input is what it lives by: a line that says who asks and for what, then a sign of life every few seconds.
+When that ends, or none comes for a while, it ends, so that nothing of it outlasts a connection that broke. One line of
+its output says where it listens: on a socket in a folder that only this user may enter.
+
+Whoever serves a fleet is alone: the one before, which may not know yet that its connection broke, is told to leave.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import re
+import stat
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from cu_fleet import __version__
+from cu_fleet.backends.base import Backend, Place
+from cu_fleet.backends.libvirt import building
+from cu_fleet.backends.libvirt.backend import LibvirtBackend
+from cu_fleet.backends.libvirt.far import homes, words
+from cu_fleet.backends.libvirt.far.serving import Serving
+from cu_fleet.backends.libvirt.far.talk import Talk
+from cu_fleet.backends.libvirt.far.words import VERSION, Words
+from cu_fleet.backends.libvirt.foreign import LibvirtVncBackend
+from cu_fleet.backends.libvirt.layout import STORE, drop
+from cu_fleet.model.errors import FleetError, InvalidError, UnavailableError
+
+log = logging.getLogger(__name__)
+MARK = "cu-fleet-machines "  # what the line that counts begins with, whatever a shell says before
+BEAT = 5.0  # seconds between two signs of life
+_SILENT = 30.0  # seconds without one
+_SECONDS_TO_LEAVE = 40.0  # for whoever served before
+_MOST_HELLO = 4096
+_FLEET = re.compile(r"[a-z0-9-]{1,40}")
+_HYPERVISOR = re.compile(r"qemu(\+unix)?:///(system|session)(\?socket=[\w./%-]+)?")
+
+
+def backends_of(place: Place, uri: str | None, store: Path | None = None) -> dict[str, Backend]:
+    several: list[Backend] = [LibvirtBackend(place, uri, store), LibvirtVncBackend(place, uri, store)]
+    return {backend.name: backend for backend in several}
+
+
+def abilities_of(backends: dict[str, Backend]) -> dict[str, list[str]]:
+    """What each can do for somebody elsewhere, whose folders cannot lie in a desktop here."""
+    return {
+        name: [ability for ability in words.ABILITIES if getattr(one.abilities, ability) is not None]
+        for name, one in backends.items()
+    }
+
+
+async def serve(home: Path, machines: Path | None, making: Callable[..., dict[str, Backend]] = backends_of) -> int:
+    """Until nobody is there any more. `home` is this user's own, `machines` where theirs lie."""
+    reader = await _stdin()  # before anything is answered: who stands at a terminal is told so in words
+    try:
+        hello = await _hello(reader)
+        fleet, uri = _asked(hello)
+    except FleetError as e:
+        _say({"version": __version__, "speaks": VERSION, **words.refusal(e)})
+        return 1
+    own = home / "far" / fleet
+    store = machines or (STORE if os.geteuid() == 0 else home / "libvirt")
+    place = Place(own, fleet, profile_dirs=(home / "far" / "homes",), machines=store)
+    backends = making(place, uri, store)
+    with tempfile.TemporaryDirectory(prefix="cu-fleet-machines-") as folder, Alone(own, Path(folder, "sock")) as alone:
+        serving = Serving(backends, place.profile_dirs[0], alone.reached)
+        serving.beside |= {"build": _Build(place, uri, store), "images": _images(place, store), "leave": alone.leave}
+        homes.tidy(place.profile_dirs[0])
+        server = await asyncio.start_unix_server(serving.accept, alone.sock)
+        alone.sock.chmod(0o600)
+        said = {"socket": str(alone.sock), "abilities": abilities_of(backends)}
+        _say({"version": __version__, "speaks": VERSION, **said})
+        try:
+            await _until(reader, alone.left)
+        finally:
+            server.close()
+            await serving.close()
+    return 0
+
+
+def _say(greeting: Words) -> None:
+    print(MARK + json.dumps(greeting), flush=True)
+
+
+async def _stdin() -> asyncio.StreamReader:
+    kind = os.fstat(0).st_mode
+    if not stat.S_ISFIFO(kind) and not stat.S_ISSOCK(kind):
+        raise _not_for_hands()
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    return reader
+
+
+async def _hello(reader: asyncio.StreamReader) -> Words:
+    try:
+        async with asyncio.timeout(_SILENT):
+            line = await reader.readuntil(b"\n")
+        hello = json.loads(line[:_MOST_HELLO])
+    except (TimeoutError, ValueError, EOFError, asyncio.LimitOverrunError):
+        hello = None
+    if not isinstance(hello, dict):
+        raise _not_for_hands()
+    return hello
+
+
+def _not_for_hands() -> InvalidError:
+    return InvalidError(
+        "this is begun by a controller elsewhere, whose machines are on this host",
+        remedy="give that one this host: LIBVIRT_DEFAULT_URI=qemu+ssh://user@host/system",
+        code="usage",
+    )
+
+
+def _asked(hello: Words) -> tuple[str, str]:
+    if (hello.get("version"), hello.get("speaks")) != (__version__, VERSION):
+        raise InvalidError(f"this is cu-fleet {__version__}, not {hello.get('version')}", code="other_version")
+    fleet, uri = str(hello.get("fleet")), str(hello.get("hypervisor"))
+    if not _FLEET.fullmatch(fleet) or not _HYPERVISOR.fullmatch(uri):
+        raise InvalidError(f"no fleet {fleet[:100]!r}, or no hypervisor {uri[:200]!r}", code="usage")
+    return fleet, uri
+
+
+async def _until(reader: asyncio.StreamReader, left: asyncio.Event) -> None:
+    """Until the controller is not there any more, or another of its connections is in this one's place."""
+
+    async def silent() -> None:
+        with contextlib.suppress(TimeoutError, OSError):
+            while True:
+                async with asyncio.timeout(_SILENT):
+                    if not await reader.read(4096):
+                        return
+
+    tasks = [asyncio.create_task(silent(), name="signs of life"), asyncio.create_task(left.wait(), name="told to go")]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Alone:
+    """One process serves a fleet here: the kernel gives the lock back when one dies. In it stands where one listens."""
+
+    def __init__(self, own: Path, sock: Path) -> None:
+        self.own, self.sock = own, sock
+        self.left = asyncio.Event()
+        self._fd = -1
+        self._taking = asyncio.Lock()
+        self._held = False
+
+    def __enter__(self) -> "Alone":
+        self.own.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._fd = os.open(self.own / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    async def leave(self, talk: Talk, asked: Words) -> None:
+        del talk, asked
+        self.left.set()
+
+    async def reached(self) -> None:
+        """Return when this process is the one; the one before is told to leave, and waited for."""
+        async with self._taking:
+            if self._held:
+                return
+            try:
+                async with asyncio.timeout(_SECONDS_TO_LEAVE):
+                    while not self._taken():
+                        await self._tell()
+                        await asyncio.sleep(0.1)
+            except TimeoutError:
+                raise UnavailableError(
+                    f"somebody else serves this fleet, and does not leave (its lock is {self.own / 'lock'})",
+                    remedy="see who: fuser -v on that lock",
+                    code="host_busy",
+                ) from None
+            self._held = True
+
+    def _taken(self) -> bool:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        before = self._holder()
+        if before != self.sock and before.parent.name.startswith("cu-fleet-machines-"):
+            drop(before.parent)  # whoever died had no time for it
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, str(self.sock).encode(), 0)
+        return True
+
+    def _holder(self) -> Path:
+        return Path(os.pread(self._fd, 4096, 0).decode("utf-8", "replace") or "/")
+
+    async def _tell(self) -> None:
+        with contextlib.suppress(OSError, FleetError):
+            reader, writer = await asyncio.open_unix_connection(self._holder())
+            async with Talk(reader, writer, "whoever serves") as talk:
+                await talk.say({"do": "leave"})
+                await talk.over()
+
+
+# images
+
+
+def _images(place: Place, store: Path) -> Any:
+    async def listing(talk: Talk, asked: Words) -> object:
+        del talk, asked
+        return await asyncio.to_thread(building.listing, place, store)
+
+    return listing
+
+
+class _Build:
+    def __init__(self, place: Place, uri: str, store: Path) -> None:
+        self.place, self.uri, self.store = place, uri, store
+
+    async def __call__(self, talk: Talk, asked: Words) -> object:
+        loop, said = asyncio.get_running_loop(), asyncio.Queue[str]()
+
+        def say(line: str) -> None:
+            loop.call_soon_threadsafe(said.put_nowait, line)
+
+        profiles, name, fresh = words.profiles_of(asked["profiles"]), str(asked["name"]), bool(asked["fresh"])
+        work = building.build(self.place, name, say, profiles, fresh=fresh, uri=self.uri, store=self.store)
+        telling = asyncio.create_task(_told(talk, said), name="progress")
+        try:
+            made = await work
+            await said.join()
+            return made
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+
+
+async def _told(talk: Talk, lines: "asyncio.Queue[str]") -> None:
+    async for line in _coming(lines):
+        await talk.say({"progress": line})
+
+
+async def _coming(lines: "asyncio.Queue[str]") -> AsyncIterator[str]:
+    while True:
+        line = await lines.get()
+        try:
+            yield line
+        finally:
+            lines.task_done()
