@@ -58,9 +58,10 @@ class Maker:
 
     async def _empty_slot(self, files: Files, desktop: Desktop) -> None:
         await self.before_emptying(desktop)
+        if not await self.core.bounded(files.listing(desktop.handle), "list the slot"):
+            return
         await self.core.bounded(files.remove(desktop.handle, ""), "empty the slot")
-        left = await self.core.bounded(files.listing(desktop.handle), "list the slot")
-        if left:
+        if left := await self.core.bounded(files.listing(desktop.handle), "list the slot"):
             raise BrokenError(
                 f"the slot of desktop {desktop.id} was said to be empty, but {left[0].path} is still there",
                 code="slot_not_empty",

@@ -125,10 +125,10 @@ class LibvirtBackend:
         try:
             async with asyncio.timeout(_SECONDS_TO_WAKE):
                 await self.hypervisor.do(lambda api: machines.wake(api, desk, state.memory, names))
-                await self._become(desk, spec, state)
-                self.warm.trust(state)
                 await self._prove_screen(desk, spec)
                 yield handle | {SCREEN_ANSWERS: True}
+                await self._become(desk, spec, state)
+                self.warm.trust(state)
                 await self._settle(handle, spec)
         except TimeoutError:
             raise UnavailableError(
@@ -144,7 +144,7 @@ class LibvirtBackend:
 
         def work() -> None:
             self.hypervisor.now(lambda api: machines.refuse_foreign(api, desk))
-            self.hypervisor.now(lambda api: machines.end(api, desk))
+            self._end(desk)
             self.layout.remove(desk)
 
         await self.hypervisor.wait(work)
@@ -165,12 +165,12 @@ class LibvirtBackend:
         snapshots.note(desk, state.kind, base, uid, {**_ENV, **spec.profile.env})
 
     async def _become(self, desk: Desk, spec: Spec, state: State) -> None:
-        async with wire(desk.port, desk.id) as one:
-            if one.state.get("boot") != state.canary:
-                raise BrokenError(
-                    f"desktop {desk.id} woke as something else than what was saved in {state.dir}", code="wrong_state"
-                )
-            await one.ask("b", identity(spec.boot, spec.label))
+        async with wire(desk.port, desk.id, at_once=True) as one:
+            said = await one.ask("b", identity(spec.boot, spec.label))
+        if said.get("was") != state.canary:
+            raise BrokenError(
+                f"desktop {desk.id} woke as something else than what was saved in {state.dir}", code="wrong_state"
+            )
 
     async def _settle(self, handle: Handle, spec: Spec) -> None:
         """A snapshot never contains the slot, though it lies in the machine; and what comes with a clean desktop."""
@@ -205,11 +205,15 @@ class LibvirtBackend:
             return
 
         def work() -> None:
-            self.hypervisor.now(lambda api: machines.end(api, desk))
+            self._end(desk)
             carried.forget(desk)
             self.layout.remove(desk)
 
         await self.hypervisor.wait(work)
+
+    def _end(self, desk: Desk) -> None:
+        uid = self.layout.uids.of(desk.id)
+        self.hypervisor.now(lambda api: machines.end(api, desk, uid))
 
     async def endpoint(self, handle: Handle) -> Endpoint | None:
         """libvirt is asked only why a screen is not there: while it is away itself, its machines live on."""
