@@ -103,12 +103,12 @@ def make_signed(folder: Path) -> Path:
 
 
 def _agent() -> tuple[tuple[str, Path], ...]:
-    """The real one, a real tar, and the libraries that they need."""
-    program, tar = fetched("qemu-guest-agent") / "usr/sbin/qemu-ga", Path("/bin/tar")
-    said = subprocess.run(["ldd", program, tar], check=True, capture_output=True, text=True).stdout
+    """The real one, and the libraries that it needs."""
+    program = fetched("qemu-guest-agent") / "usr/sbin/qemu-ga"
+    said = subprocess.run(["ldd", program], check=True, capture_output=True, text=True).stdout
     assert "not found" not in said, said
     libraries = [Path(one) for one in sorted(set(re.findall(r"(/lib\S+) \(", said)))]
-    return (("sbin/qemu-ga", program), ("bin/tar", tar), *((f"lib64/{one.name}", one) for one in libraries))
+    return (("sbin/qemu-ga", program), *((f"lib64/{one.name}", one) for one in libraries))
 
 
 def _tool(*words: str | Path) -> None:
