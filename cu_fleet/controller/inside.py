@@ -36,7 +36,7 @@ from cu_fleet.stores.base import Tx
 
 _CLIPBOARD_MOST = 1 << 20
 _WITHIN = 15.0  # seconds for any answer of the helper
-_DRAWN = 3.0  # seconds for X to pass on what was drawn
+_DRAWN = 8.0  # seconds for X to pass on what was drawn
 _HEARD = 5.0  # seconds for a window manager's
 _STAYS = 1.0  # seconds after which a program that was started is taken to stay
 log = logging.getLogger(__name__)

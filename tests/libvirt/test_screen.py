@@ -83,6 +83,7 @@ class TestSeeing(_Seeing):
     __test__ = _WHOLE
     profile: ClassVar[str] = "contract"
     looks = 16
+    at_one_stroke = False  # QEMU reads the card's memory while the machine writes there: on a busy host it shows
 
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
