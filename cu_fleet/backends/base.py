@@ -8,9 +8,9 @@ also while nothing of it exists. A backend keeps no state of its own in memory t
 
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.profile import Profile
@@ -219,6 +219,13 @@ class Abilities:
     meter: Meter | None = None
     disk: Disk | None = None
     tidy: Tidy | None = None
+    helper: bool = True  # whether what exec runs can be spoken to while it runs, as our helper inside must be
+    lacking: Callable[[Profile], frozenset[str]] = lambda _: frozenset()  # of these, in desktops of this profile
+
+    def of(self, profile: Profile) -> "Abilities":
+        """What desktops of this profile can do."""
+        none: dict[str, Any] = dict.fromkeys(self.lacking(profile))
+        return replace(self, **none)
 
 
 class Backend(Protocol):

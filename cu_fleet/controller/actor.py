@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -41,6 +41,14 @@ class Beside(Protocol):
 
     async def heard(self, desktop: str, presses: int) -> bool:
         """Return when the window manager has let go of so many presses of a button; False if nobody can tell."""
+
+    async def arrived(
+        self, desktop: str, wanted: Mapping[str, int], place: tuple[int, int], within: float
+    ) -> Mapping[str, object] | None:
+        """What has come into a machine, once it is what is wanted; None if nobody can tell."""
+
+    async def drawn(self, desktop: str) -> bool:
+        """Return when a machine has passed on what was drawn; False if it is not known."""
 
 
 class Watchers(Protocol):
@@ -81,6 +89,8 @@ class Actor:
         self._paste = partial(beside.paste, desktop)
         self._extra = Extra(partial(beside.button, desktop), partial(beside.lift, desktop))
         self._heard = partial(beside.heard, desktop)
+        self._arrived = partial(beside.arrived, desktop)
+        self._drawn = partial(beside.drawn, desktop)
         self._foreign: set[str] = set()  # of its server, which lives no longer than this actor
         self._fence: FleetError | None = None
         self._screen: Screen | None = None
@@ -135,8 +145,10 @@ class Actor:
                 code="wrong_size",
                 desktop=desktop.id,
             )
-        paste, extra, heard = (self._paste, self._extra, self._heard) if endpoint.helped else (None, None, None)
-        hands = Hands(screen, self.check, paste, extra, heard, self._foreign)
+        hands = Hands(screen, self.check, foreign=self._foreign)
+        if endpoint.helped:
+            screen.before_looks(self._drawn)
+            hands = Hands(screen, self.check, self._paste, self._extra, self._heard, self._foreign, self._arrived)
         hands.keyboard.paste_keys = "shift+insert"  # terminals know it too, with the text in both selections
         try:
             await hands.release_all()  # a button that an earlier connection of ours left down

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cu_fleet.backends.base import Backend, Endpoint
+from cu_fleet.backends.base import Abilities, Backend, Endpoint
 from cu_fleet.controller.bell import Bell
 from cu_fleet.controller.clock import Clock
 from cu_fleet.controller.tokens import Mint, derived
@@ -73,6 +73,11 @@ class Core:
         if name not in self.backends:
             raise NotFoundError(f'there is no backend "{name}" here', code="no_backend", backend=name)
         return self.backends[name]
+
+    def abilities(self, desktop: Desktop) -> Abilities:
+        """What this desktop can do, which may be less than others of its backend can."""
+        found = self.backend(desktop.backend).abilities
+        return found.of(self.profiles[desktop.profile][0]) if desktop.profile in self.profiles else found
 
     async def read(self, work: Callable[[Tx], T]) -> T:
         return await self.store.transact(work)

@@ -94,9 +94,9 @@ class Desktops:
         if name is None or (lease and name not in self.core.profiles):
             return Offer()
         recipe = self.core.profile(name)
-        abilities = self.core.backend(recipe.backend).abilities
-        launch = {name: program.title for name, program in recipe.launch.items()}
-        return Offer(helper=abilities.exec is not None, files=abilities.files is not None, launch=launch)
+        can = self.core.backend(recipe.backend).abilities.of(recipe)
+        launch = {name: program.title for name, program in recipe.launch.items()} if can.exec else {}
+        return Offer(helper=can.exec is not None and can.helper, files=can.files is not None, launch=launch)
 
     async def status(self, who: Caller, url: str | None) -> dict[str, Any]:
         who.needs(Role.OBSERVER)

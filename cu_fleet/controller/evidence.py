@@ -81,7 +81,7 @@ class Evidence:
         return await self.frames.keep(lease, frame, "evidence")
 
     async def _artifacts(self, desktop: Desktop, lease: Lease) -> dict[str, object]:
-        files = self.core.backend(desktop.backend).abilities.files
+        files = self.core.abilities(desktop).files
         if files is None or not desktop.handle:
             return {}
         kept, size = 0, 0

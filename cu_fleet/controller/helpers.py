@@ -23,7 +23,7 @@ class Helpers:
                 return helper
             if helper:
                 await helper.close()
-            if self.core.backend(desktop.backend).abilities.exec is None:
+            if (abilities := self.core.abilities(desktop)).exec is None or not abilities.helper:
                 raise cannot(desktop, "helper")
             start = exec_of(self.core, desktop).exec(desktop.handle, ["/usr/bin/python3", "-I", "-c", self._source])
             process = await self.core.bounded(start, "start the helper")
@@ -43,7 +43,7 @@ class Helpers:
 
 
 def exec_of(core: Core, desktop: Desktop) -> Exec:
-    ability = core.backend(desktop.backend).abilities.exec
+    ability = core.abilities(desktop).exec
     if ability is None:
         raise cannot(desktop, "exec")
     return ability
@@ -51,7 +51,7 @@ def exec_of(core: Core, desktop: Desktop) -> Exec:
 
 def cannot(desktop: Desktop, ability: str) -> UnsupportedError:
     return UnsupportedError(
-        f"desktop {desktop.id} is of backend {desktop.backend}, which has no {ability}",
+        f"desktop {desktop.id} of profile {desktop.profile}, backend {desktop.backend}, has no {ability}",
         code=f"no_{ability}",
         backend=desktop.backend,
     )

@@ -7,6 +7,7 @@ What was read is handed out only if the caller may still see it then, and what i
 still be sent: by then the desktop may be another's.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -20,15 +21,24 @@ from cu_fleet.controller.helpers import Helpers, cannot, exec_of
 from cu_fleet.controller.permit import allowed
 from cu_fleet.model.access import Caller, Role
 from cu_fleet.model.audit import redacted
-from cu_fleet.model.desktop import RUNNING, Desktop
-from cu_fleet.model.errors import ConflictError, FleetError, InvalidError, NotFoundError, UnsupportedError
+from cu_fleet.model.desktop import RUNNING, Desktop, Stage
+from cu_fleet.model.errors import (
+    ConflictError,
+    FleetError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+    UnsupportedError,
+)
 from cu_fleet.model.lease import Lease
 from cu_fleet.rfb.hands import no_button
 from cu_fleet.stores.base import Tx
 
 _CLIPBOARD_MOST = 1 << 20
 _WITHIN = 15.0  # seconds for any answer of the helper
+_DRAWN = 8.0  # seconds for X to pass on what was drawn
 _HEARD = 5.0  # seconds for a window manager's
+_STAYS = 1.0  # seconds after which a program that was started is taken to stay
 log = logging.getLogger(__name__)
 
 
@@ -74,7 +84,7 @@ class Inside:
 
     async def _files(self, who: Caller, lease_id: str, *, look: bool = False) -> tuple[Lease, Desktop, Files]:
         lease, desktop = await self.acting.allowed(who, lease_id, look=look)
-        files = self.core.backend(desktop.backend).abilities.files
+        files = self.core.abilities(desktop).files
         if files is None:
             raise cannot(desktop, "files")
         return lease, desktop, files
@@ -119,6 +129,20 @@ class Inside:
         facts: dict[str, object] = {"name": name, "args": list(args)}
         return await self._do(who, lease.id, "launch", {"argv": argv}, facts=facts, intent=intent)
 
+    async def _begun(self, desktop: Desktop, argv: Sequence[str]) -> dict[str, object]:
+        """Started where no helper of ours can watch over it."""
+        process = await exec_of(self.core, desktop).exec(desktop.handle, argv)
+        try:
+            async with asyncio.timeout(_STAYS):
+                code = await process.wait()
+        except TimeoutError:
+            return {}
+        said = b"".join([data async for _, data in process.output()])[-500:].decode("utf-8", "replace").strip()
+        await process.kill()
+        if code:
+            raise UnavailableError(f"{argv[0]!r} ended at once with {code}: {said}", code="launch_failed")
+        return {}
+
     async def clipboard_get(self, who: Caller, lease_id: str, *, intent: str | None = None) -> str:
         lease, desktop = await self.acting.allowed(who, lease_id, look=True)
         text = str((await self._ask(desktop, "clipboard_get")).get("text", ""))
@@ -159,6 +183,9 @@ class Inside:
                 await self._record(f"{do}.done", who, lease, {}, of=entry, result=result, began=began)
 
     async def _ask(self, desktop: Desktop, do: str, **args: object) -> dict[str, object]:
+        argv = args.get("argv")
+        if do == "launch" and isinstance(argv, list) and not self.core.abilities(desktop).helper:
+            return await self.core.bounded(self._begun(desktop, argv), "start a program")
         helper = await self.helpers.of(desktop)
         return await helper.call(do, timeout=_WITHIN, **args)
 
@@ -184,6 +211,29 @@ class Inside:
             log.warning("desktop %s: whether its window manager has heard of a click is not known: %s", desktop_id, e)
             return False
         return answer.get("heard") is True
+
+    async def arrived(
+        self, desktop_id: str, wanted: Mapping[str, int], place: tuple[int, int], within: float
+    ) -> Mapping[str, object] | None:
+        try:
+            helper = await self._helper_of(desktop_id)
+            return await helper.call(
+                "arrived", timeout=within + _HEARD, wanted=dict(wanted), place=list(place), within=within
+            )
+        except FleetError as e:
+            log.warning("desktop %s: what of its input has arrived is not known: %s", desktop_id, e)
+            return None
+
+    async def drawn(self, desktop_id: str) -> bool:
+        desktop = await self.core.read(lambda tx: self.core.get_desktop(tx, desktop_id))
+        if desktop.stage is not Stage.HELD or desktop.frozen:
+            return True  # a first picture, to be sure that there is one; or nobody draws
+        try:
+            await (await self.helpers.of(desktop)).call("drawn", timeout=_DRAWN)
+        except FleetError as e:
+            log.warning("desktop %s: whether all that was drawn is shown is not known: %s", desktop_id, e)
+            return False
+        return True
 
     async def _helper_of(self, desktop_id: str) -> Helper:
         return await self.helpers.of(await self.core.read(lambda tx: self.core.get_desktop(tx, desktop_id)))

@@ -132,18 +132,32 @@ class Keeper:
             if not desktop.frozen:
                 await actor.let_go()
             lease = await self.core.read(lambda tx: self.core.holder_of(tx, desktop.id))
-            if lease is None:
-                await self.evidence.keep(desktop, actor)
+            canary = await self._last_traces(backend, desktop, keep=lease is None)
             if self.core.ending and lease is None:
                 await self._move(desktop, Event.STOP)
                 return
-            canary = await self.maker.plant(backend, desktop)
             await self.forget_inside(desktop.id)
             await actor.disconnect()
             begun = await self._move(desktop, Event.CLEAN, boot=new_id("bt"), frozen=False)
             self._losses.pop(desktop.id, None)
             await self.maker.put_back(backend, begun, canary, empty_slot=lease is None)
             await self._cleaned(begun)
+
+    async def _last_traces(self, backend: Backend, desktop: Desktop, *, keep: bool) -> str | None:
+        """Keep what is to be kept of a desktop, and leave what a true rollback takes away.
+
+        Both at once, as each takes a while; but planting lets a frozen one go on, and it is kept as it stands.
+        """
+        actor = self.actors.of(desktop.id)
+        if keep and desktop.frozen:
+            await self.evidence.keep(desktop, actor)
+        planting = asyncio.create_task(self.maker.plant(backend, desktop), name=f"plant {desktop.id}")
+        try:
+            if keep and not desktop.frozen:
+                await self.evidence.keep(desktop, actor)
+            return await planting
+        finally:
+            planting.cancel()
 
     async def _cleaned(self, begun: Desktop) -> None:
         """Clean and proved. If it changed hands meanwhile, it is cleaned once more, for whoever comes now."""

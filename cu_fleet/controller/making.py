@@ -33,8 +33,8 @@ class Maker:
     async def put_back(self, backend: Backend, desktop: Desktop, canary: str | None, *, empty_slot: bool) -> None:
         spec = self._spec(desktop, desktop.target, keep_slot=not empty_slot)
         proofs: list[Proof] = [partial(self._prove_gone, canary)] if canary else []
-        if empty_slot and backend.abilities.files:
-            proofs.append(partial(self._empty_slot, backend.abilities.files))
+        if empty_slot and (files := self.core.abilities(desktop).files):
+            proofs.append(partial(self._empty_slot, files))
         if backend.abilities.snapshots:
             await self._make(desktop, backend.abilities.snapshots.restore(desktop.handle, spec), *proofs)
         else:
@@ -43,23 +43,25 @@ class Maker:
 
     async def plant(self, backend: Backend, desktop: Desktop) -> str | None:
         """Leave a file that a true rollback takes away. None where nothing can be left any more."""
-        if backend.abilities.exec is None or not desktop.handle:
+        abilities = self.core.abilities(desktop)
+        if abilities.exec is None or not desktop.handle:
             return None
         path = "/tmp/.cu-fleet-" + new_id("cy")  # noqa: S108 - the desktop's own /tmp, and an unguessable name
         try:
             async with asyncio.timeout(2.0):
-                if desktop.frozen and backend.abilities.freeze:
-                    await backend.abilities.freeze.thaw(desktop.handle)
-                process = await backend.abilities.exec.exec(desktop.handle, ["touch", path])
+                if desktop.frozen and abilities.freeze:
+                    await abilities.freeze.thaw(desktop.handle)
+                process = await abilities.exec.exec(desktop.handle, ["touch", path])
                 return path if await process.wait() == 0 else None
         except (FleetError, OSError, TimeoutError):
             return None  # it is too broken to take a file: nothing of it is kept but what the rollback proves itself
 
     async def _empty_slot(self, files: Files, desktop: Desktop) -> None:
         await self.before_emptying(desktop)
+        if not await self.core.bounded(files.listing(desktop.handle), "list the slot"):
+            return
         await self.core.bounded(files.remove(desktop.handle, ""), "empty the slot")
-        left = await self.core.bounded(files.listing(desktop.handle), "list the slot")
-        if left:
+        if left := await self.core.bounded(files.listing(desktop.handle), "list the slot"):
             raise BrokenError(
                 f"the slot of desktop {desktop.id} was said to be empty, but {left[0].path} is still there",
                 code="slot_not_empty",
@@ -129,7 +131,7 @@ class Maker:
 
     async def _prove_gone(self, canary: str, desktop: Desktop) -> None:
         """A file left before is no more."""
-        ability = self.core.backend(desktop.backend).abilities.exec
+        ability = self.core.abilities(desktop).exec
         assert ability
         async with asyncio.timeout(10.0):
             process = await ability.exec(desktop.handle, ["test", "-e", canary])

@@ -230,13 +230,23 @@ class Steering:
         while True:
             while self._events and isinstance(event := self._events[0], Keyed | Pointed):
                 self._events.popleft()
+                await self._in_turn(hands, event)
                 self._send(hands, event, burst)
-                await hands.fingers.passed_on()
+                await hands.fingers.passage.room()
                 if burst.events % _BEFORE_SYNC == 0:
                     break
             await hands.screen.sync()
             if not await self._more(hands, burst):
                 return
+
+    async def _in_turn(self, hands: Hands, event: Keyed | Pointed) -> None:
+        """Return when nothing that was sent before can be overtaken, or swallow it."""
+        if isinstance(event, Keyed):
+            await hands.fingers.passage.turn("keys")
+            return
+        await hands.fingers.passage.turn("pointer")
+        if event.buttons & ~self._buttons:
+            await hands.fingers.passage.press()
 
     def _send(self, hands: Hands, event: Keyed | Pointed, burst: Burst) -> None:
         burst.events += 1

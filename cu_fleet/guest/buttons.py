@@ -1,4 +1,7 @@
-"""The pointer's buttons that VNC has no bits for, pressed by XTEST. What is down is lifted when the helper ends."""
+"""The pointer's buttons, and ways to turn its wheel, that VNC has no bits for, pressed by XTEST.
+
+What is down is lifted when the helper ends.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cu_fleet.guest.link import Link
 
-NUMBERS = {"back": 8, "forward": 9}
+NUMBERS = {"back": 8, "forward": 9, "wheel_left": 6, "wheel_right": 7}
 
 
 class Buttons:

@@ -27,6 +27,7 @@ from cu_fleet.guest.launch import Launch
 from cu_fleet.guest.terms import LONGEST, MOST, PATIENCE, RefusedError
 
 try:
+    from cu_fleet.guest.arrivals import Arrivals
     from cu_fleet.guest.buttons import Buttons
     from cu_fleet.guest.link import FAILED, LOST, Link
     from cu_fleet.guest.selections import HANDED, Selections
@@ -74,6 +75,7 @@ class Screen:
         self.windows = Windows(self.link)
         self.selections = Selections(self.link)
         self.buttons = Buttons(self.link)
+        self.arrivals: Arrivals | None = None  # once somebody has asked
 
 
 class Helper:
@@ -103,6 +105,8 @@ class Helper:
                 "heard",
                 "button",
                 "lift",
+                "arrived",
+                "drawn",
             ]
         except RefusedError as e:
             why = str(e)
@@ -119,6 +123,23 @@ class Helper:
         if not isinstance(presses, int) or not 0 < presses <= MOST_PRESSES:
             raise RefusedError("invalid", f"presses is a number up to {MOST_PRESSES}")
         return self.x().windows.heard(presses)
+
+    def do_arrived(self, wanted: object, place: object, within: object) -> Steps:
+        """How much has arrived since it was asked first, once it is what is wanted, or after so many seconds."""
+        if self.x().arrivals is None:
+            self.x().arrivals = Arrivals(self.x().link)
+        arrivals: Any = self.x().arrivals
+        counts = isinstance(wanted, dict) and all(isinstance(wanted.get(what), int) for what in arrivals.counts)
+        if not counts or not isinstance(within, (int, float)) or not 0 <= within <= LONGEST:
+            raise RefusedError("invalid", f"wanted is a count of each kind, within seconds up to {LONGEST:.0f}")
+        steps: Steps = arrivals.wait(wanted, place, within)
+        return steps
+
+    def do_drawn(self) -> Answer:
+        """Return when the X server has passed on all that was drawn: it does so between two requests of a client."""
+        self.x().display.sync()
+        self.x().display.sync()
+        return {}
 
     def do_focus(self, window: object) -> Steps:
         if not isinstance(window, int):
@@ -288,6 +309,8 @@ class Helper:
         return taken == 1000
 
     def serve(self, event: Any) -> bool:
+        if self.screen and self.screen.arrivals:
+            self.screen.arrivals.count(event)
         try:
             return self.x().selections.serve(event)
         except RefusedError:

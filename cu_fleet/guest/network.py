@@ -8,8 +8,10 @@ import fcntl
 import socket
 import struct
 import subprocess
+from pathlib import Path
 
 CARD = b"eth0"
+RESOLVER = "/etc/resolv.conf"
 _SIOCADDRT, _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x890B, 0x8914, 0x8916, 0x891C
 _SIOCSIFMTU, _SIOCSIFHWADDR = 0x8922, 0x8924
 _MTU = 65520
@@ -17,8 +19,13 @@ _UP, _ETHER, _ROUTE_UP, _GATEWAY = 1, 1, 1, 2
 
 
 def bring_up_card() -> None:
-    """Its driver is there before the machine is saved, whatever else is still being looked for."""
+    """Its driver is there before the machine is saved, whatever else is still being looked for.
+
+    What is written anew at every waking is no affair of a disk's.
+    """
     subprocess.run(["modprobe", "virtio_net"], stdin=subprocess.DEVNULL, check=True)
+    Path(f"{RESOLVER}.new").symlink_to("/run/cu-fleet-resolver")
+    Path(f"{RESOLVER}.new").replace(RESOLVER)
 
 
 def connect(who: dict[str, str]) -> None:
@@ -37,16 +44,14 @@ def connect(who: dict[str, str]) -> None:
         everywhere, router = _address("0.0.0.0"), _address(who["gateway"])  # noqa: S104  # a route, not a listener
         route = struct.pack("8x16s16s16sH62x", everywhere, router, everywhere, _ROUTE_UP | _GATEWAY)
         fcntl.ioctl(kernel, _SIOCADDRT, route)
-    with open("/etc/resolv.conf", "w") as file:  # noqa: PTH123  # a name that is what is spoken of
-        file.write(f"nameserver {who['resolver']}\n")
+    Path(RESOLVER).write_text(f"nameserver {who['resolver']}\n")
 
 
 def hang_up(address: str) -> None:
     """End the connections that a saved machine had, of which nobody at the other end knows any more."""
     ours = socket.inet_aton(address)[::-1].hex().upper()
-    with open("/proc/net/tcp") as table:  # noqa: PTH123  # the kernel's own
-        if any(f" {ours}:" in line for line in table):
-            subprocess.run(["ss", "--kill", "--tcp", "src", address], stdout=subprocess.DEVNULL, check=True)
+    if f" {ours}:" in Path("/proc/net/tcp").read_text():
+        subprocess.run(["ss", "--kill", "--tcp", "src", address], stdout=subprocess.DEVNULL, check=True)
 
 
 def _address(dotted: str) -> bytes:

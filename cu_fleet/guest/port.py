@@ -12,7 +12,7 @@ than a window is under way that its reader has not taken.
 """
 
 # By descriptors and plain names, as these are what is spoken of here:
-# ruff: noqa: PTH101, PTH103, PTH123, PTH208
+# ruff: noqa: PTH101, PTH102, PTH103, PTH104, PTH123, PTH208, PTH211
 
 import contextlib
 import fcntl
@@ -32,6 +32,7 @@ from cu_fleet.guest.frames import END, Frames, frame
 
 SETUP = "/run/cu-fleet-init"
 PORT = "/dev/virtio-ports/cu-fleet"
+OWN = "/run/cu-fleet-own"  # who this machine is
 _VT_ACTIVATE, _VT_WAITACTIVE, _KDSETMODE, _KDSKBMODE = 0x5606, 0x5607, 0x4B3A, 0x4B45
 _GRAPHICS, _OFF, _VT = 1, 4, 7
 _RESEED, _ADD_ENTROPY = 0x5207, 0x40085203
@@ -47,17 +48,19 @@ class Port:
     def __init__(self, setup: dict[str, object], fd: int) -> None:
         self.uid, self.home = int(str(setup["uid"])), str(setup["home"])
         self.boot, self.stage, self.asked = str(setup["boot"]), "booting", ""
-        self.poll = select.poll()
+        self.poll = select.epoll()
         self.calls: dict[int, Callable[[], None]] = {}
         self.channels: dict[int, Channel] = {}
         self.frames = Frames()
-        self.fd = fd
+        self.fd, self.minded = fd, 0
         self.out = bytearray()
         self.heard = False  # whoever is at the other end has said hello
+        self.random = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
 
     def watch(self, fd: int, events: int, call: Callable[[], None]) -> None:
+        change = self.poll.modify if fd in self.calls else self.poll.register
         self.calls[fd] = call
-        self.poll.register(fd, events)
+        change(fd, events)
 
     def forget(self, fd: int) -> None:
         if self.calls.pop(fd, None):
@@ -71,12 +74,17 @@ class Port:
         with contextlib.suppress(BlockingIOError):
             while self.out:
                 del self.out[: os.write(self.fd, self.out[:65536])]
-        self.poll.register(self.fd, select.POLLIN | (select.POLLOUT if self.out else 0))
+        self.mind(select.EPOLLIN | (select.EPOLLOUT if self.out else 0))
 
-    def state(self) -> bytes:
-        processes = sum(name.isdigit() for name in os.listdir("/proc"))
-        said = {"asked": self.asked, "boot": self.boot, "stage": self.stage, "processes": processes}
-        return json.dumps(said).encode()
+    def mind(self, events: int) -> None:
+        """What of the port is waited for."""
+        if events != self.minded:
+            change = self.poll.modify if self.minded else self.poll.register
+            self.minded = events
+            change(self.fd, events)
+
+    def state(self, **more: object) -> bytes:
+        return json.dumps({"asked": self.asked, "boot": self.boot, "stage": self.stage, **more}).encode()
 
     def serve(self) -> None:
         self.flush()
@@ -92,9 +100,9 @@ class Port:
                     self.listen()
 
     def left_alone(self) -> None:
-        """Nobody is at the other end, which the kernel says again and again until somebody is."""
+        """Nobody is at the other end, which the kernel would say again and again; now only what changes is told."""
         self.reset()
-        time.sleep(0.02)
+        self.mind(select.EPOLLIN | select.EPOLLET)
 
     def reset(self) -> None:
         for channel in list(self.channels.values()):
@@ -123,31 +131,32 @@ class Port:
             return
         elif not channel and kind in "pb":
             token, _, who = body.partition(b" ")
-            if kind == "b":
-                self.become(json.loads(who))
+            more = {"processes": processes()} if kind == "p" else self.become(json.loads(who))
             self.asked = token.decode()
-            self.send(frame(0, "p", self.state()))
+            self.send(frame(0, "p", self.state(**more)))
         elif channel:
             if channel not in self.channels and kind in "Rrf":
                 self.channels[channel] = Channel(self, channel)
             if known := self.channels.get(channel):
                 known.do(kind, body)
 
-    def become(self, who: dict[str, str]) -> None:
+    def become(self, who: dict[str, str]) -> dict[str, object]:
         """An identity of its own, for a machine that others woke up as, too: nothing that was one's name stays.
 
-        One that goes on as itself after it stood still has only its clock to set.
+        One that goes on as itself after it stood still has only its clock to set. Somebody waits for this, and an
+        emulated machine that has just woken takes long for whatever it has not done since: so it is done plainly.
         """
         seed = bytes.fromhex(who["seed"])
-        with open("/dev/urandom", "wb") as random:
-            fcntl.ioctl(random, _ADD_ENTROPY, struct.pack("ii", 8 * len(seed), len(seed)) + seed)
-            fcntl.ioctl(random, _RESEED)
+        fcntl.ioctl(self.random, _ADD_ENTROPY, struct.pack("ii", 8 * len(seed), len(seed)) + seed)
+        fcntl.ioctl(self.random, _RESEED)
         time.clock_settime(time.CLOCK_REALTIME, float(who["time"]))
+        was = self.boot
         if "boot" in who:
             identify(who)
             if "mac" in who:
                 network.connect(who)
             self.boot = who["boot"]
+        return {"was": was}
 
     def hear_of_desktop(self, status: int) -> None:
         for line in os.read(status, 4096).decode(errors="replace").splitlines():
@@ -157,15 +166,28 @@ class Port:
                     self.send(frame(0, "p", self.state()))
 
 
+def processes() -> int:
+    return sum(name.isdigit() for name in os.listdir("/proc"))
+
+
 def identify(who: dict[str, str]) -> None:
     socket.sethostname(who["hostname"])
-    for path, text in {
-        "/etc/hostname": who["hostname"],
-        "/etc/machine-id": who["machine_id"],
-        "/etc/hosts": f"127.0.0.1\tlocalhost {who['hostname']}\n::1\tlocalhost",
+    for name, text in {
+        "hostname": who["hostname"],
+        "machine-id": who["machine_id"],
+        "hosts": f"127.0.0.1\tlocalhost {who['hostname']}\n::1\tlocalhost",
     }.items():
-        with open(path, "w") as f:
-            f.write(text + "\n")
+        fd = os.open(f"{OWN}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
+        os.write(fd, text.encode() + b"\n")
+        os.close(fd)
+
+
+def names_in_memory() -> None:
+    """What is written anew at every waking is no affair of a disk's."""
+    os.mkdir(OWN)
+    for name in ("hostname", "machine-id", "hosts"):
+        os.symlink(f"{OWN}/{name}", f"/etc/{name}.new")
+        os.rename(f"/etc/{name}.new", f"/etc/{name}")
 
 
 def bring_up(setup: dict[str, list[str]], uid: int) -> tuple[int, int]:
@@ -211,6 +233,7 @@ def over() -> None:
 def main() -> None:
     with open(f"{SETUP}/desktop.json") as f:
         setup = json.load(f)
+    names_in_memory()
     identify(setup)
     if setup["network"]:
         network.bring_up_card()

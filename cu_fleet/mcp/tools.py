@@ -84,7 +84,7 @@ def _files(offer: Offer) -> bool:
 
 
 def _launch(offer: Offer) -> bool:
-    return offer.helper and bool(offer.launch)
+    return bool(offer.launch)
 
 
 def _tool(

@@ -124,7 +124,7 @@ _ALSO = """
     bar: pipe vertical_bar    braceright: right_brace close_brace    asciitilde: tilde
 """
 _US_SHIFT = dict(zip("`1234567890-=[]\\;',./", '~!@#$%^&*()_+{}|:"<>?', strict=True))
-_US_SHIFTED = frozenset(map(ord, _US_SHIFT.values()))
+_US_UNSHIFTED = {ord(shifted): ord(char) for char, shifted in _US_SHIFT.items()}
 
 
 def _names() -> dict[str, int]:
@@ -226,7 +226,12 @@ def modifier(name: str) -> int:
 
 def needs_shift(sym: int) -> bool:
     """Whether a US keyboard makes this character with shift only."""
-    return 0x41 <= sym <= 0x5A or sym in _US_SHIFTED
+    return 0x41 <= sym <= 0x5A or sym in _US_UNSHIFTED
+
+
+def unshifted(sym: int) -> int:
+    """The key of a US keyboard that makes this character, by what it makes without shift."""
+    return _US_UNSHIFTED.get(sym, sym + 0x20 if 0x41 <= sym <= 0x5A else sym)
 
 
 def prints(syms: Iterable[int]) -> bool:

@@ -10,7 +10,8 @@ has come. Nothing is sent while nobody looks.
 *QEMU* has no fences, but sends updates from its refresh alone, right after that has compared its copy of the screen
 with the machine's memory; and an update holds all that has changed, whatever was requested. So a request for one pixel
 is answered by what is true after the question. The refresh slows down to one in three seconds on a still screen; a
-message of the clipboard or of input makes it 30 ms again, so each look begins with one that says nothing.
+message of the clipboard or of input makes it 30 ms again, so each look begins with one that says nothing. A program's
+drawing is in the machine's memory only after its X server has passed it on: that somebody inside makes sure of, first.
 
 *Others* send from a copy of their own, that may be old. They are asked for all of it, and the frame says by how much
 it may be older than the question. x11vnc keeps to 0.5 s when it is started with `-xd_area 0 -wait 10 -defer 1 -nonap
@@ -24,7 +25,7 @@ before the one that counts, each by a request of its own.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -69,11 +70,13 @@ class Asking:
         self._strays_until = 0.0  # and until when a second one
         self._watches = 0
         self._next_ask: asyncio.TimerHandle | None = None
+        self.drawn: Callable[[], Awaitable[bool]] | None = None  # have passed on what was drawn in QEMU's machine
+        self._drawn = True
 
     @property
     def exact(self) -> bool:
         """Whether an answer proves what the screen shows."""
-        return self._engine.fences or self._refreshes
+        return self._engine.fences or (self._refreshes and self._drawn)
 
     @property
     def _refreshes(self) -> bool:
@@ -84,6 +87,8 @@ class Asking:
     ) -> None:
         """Bring the picture up to date, and call `answered` in the moment it is, `meanwhile` as soon as it is asked."""
         async with self._turn:
+            if self._refreshes and self.drawn:
+                self._drawn = await self.drawn()
             if not self._engine.fences:
                 await self._drain()
             look = _Look(self._link.answer(), whole=not (self.exact and self._complete), answered=answered)

@@ -3,26 +3,23 @@
 A server that loses its client lifts that client's keys, but TigerVNC leaves a button down. So the first thing that new
 hands do, or `release_all` with them, is to lift the buttons of whoever was there before.
 
-QEMU passes keys on to its machine one every 10 ms, drops them beyond a few hundred, and lets the pointer overtake them;
-of quick turns of the wheel it loses most. So there events are sent no faster than they are passed on. It presses no
-shift by itself ("A" alone arrives as "a"), cuts keysyms to 16 bits, so that some arrive as others, and takes ctrl+alt
-and a digit for itself, to show what may be its own monitor: what would become of that is refused.
+To QEMU events are sent no faster than they arrive (see `passage`). It presses no shift by itself ("A" alone arrives as
+"a"). A keysym that it does not know it drops, and ctrl+alt and a digit it takes for itself, to show what may be its own
+monitor: those are refused. Of the keypad's digits it presses the keys, whatever they mean, so while NumLock is off the
+digits above the letters are pressed.
 """
 
-import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from cu_fleet.model.errors import FleetError, UnsupportedError
 from cu_fleet.model.keys import NAMES
+from cu_fleet.rfb.passage import Ask, Passage
 from cu_fleet.rfb.screen import Screen
 
-_QEMU_KEY = 0.01  # seconds from one key to the next
-_QEMU_BUTTON = 0.005
-_QEMU_KEYBOARD = 0.1  # by which a machine, if it is slow, may hear its keyboard later than its pointer
 _CTRLS = frozenset(NAMES[name] for name in ("Control_L", "Control_R"))
 _ALTS = frozenset(NAMES[name] for name in ("Alt_L", "Alt_R", "Meta_L", "Meta_R"))
 _DIGITS = frozenset(map(ord, "123456789!@#$%^&*("))
+_KEYPAD = {NAMES[f"KP_{n}"]: ord(str(n)) for n in range(10)} | {NAMES["KP_Decimal"]: ord(".")}
 
 
 class Extra:
@@ -60,7 +57,9 @@ class Extra:
 
 
 class Fingers:
-    def __init__(self, screen: Screen, guard: Callable[[], None], extra: Extra | None = None) -> None:
+    def __init__(
+        self, screen: Screen, guard: Callable[[], None], extra: Extra | None = None, arrived: Ask | None = None
+    ) -> None:
         self.screen = screen
         self.guard = guard
         self.extra = extra
@@ -69,8 +68,8 @@ class Fingers:
         self.new = True  # a button may be down from an earlier connection
         self.qemu = screen.name.startswith("QEMU")
         screen.unpaint = self.point
-        self._passed_on = 0.0  # when the server will have passed on what was sent
-        self._keys_heard = 0.0  # and when the machine will have heard the keys of it
+        self.passage = Passage(screen.name, screen.pointer, arrived)
+        self._sent_as: dict[int, int] = {}  # keys that are down as others
 
     @property
     def down(self) -> bool:
@@ -92,49 +91,53 @@ class Fingers:
 
     def key(self, sym: int, *, down: bool) -> None:
         self.guard()
-        if self.qemu and down and sym in _DIGITS and _CTRLS & set(self.keys) and _ALTS & set(self.keys):
-            raise UnsupportedError(
-                "the screen's server, QEMU, keeps ctrl+alt and a digit for itself", code="no_such_key"
-            )
+        if down:
+            self.check_together((sym,))
         if sym in self.keys:
             self.keys.remove(sym)
         if down:
             self.keys.append(sym)
         self._send(sym, down)
 
+    def check_together(self, syms: Sequence[int]) -> None:
+        """Refuse keys that are down, and these with them, which would be taken for something else."""
+        keys = {*self.keys, *syms}
+        if self.qemu and _DIGITS & keys and _CTRLS & keys and _ALTS & keys:
+            raise UnsupportedError(
+                "the screen's server, QEMU, keeps ctrl+alt and a digit for itself", code="no_such_key"
+            )
+
     def point(self, x: int | None = None, y: int | None = None, *, buttons: int | None = None) -> None:
         self.guard()
         if buttons is not None:
             self.buttons = buttons
-            self._pass_on(_QEMU_BUTTON)
         here = self.screen.pointer
-        self.screen.pointer_event(here[0] if x is None else x, here[1] if y is None else y, self.buttons)
+        self._point(here[0] if x is None else x, here[1] if y is None else y)
 
     async def press_extra(self, name: str, *, down: bool) -> None:
         """After what was sent before, where the pointer is."""
         assert self.extra
-        await self.screen.sync()
+        await self.delivered()
         self.guard()
         await self.extra.press(name, down, *self.screen.pointer)
 
-    async def passed_on(self) -> None:
-        """Return when the server has passed on all that was sent, so that nothing is lost."""
-        await _until(self._passed_on)
+    async def delivered(self) -> None:
+        """Return when all that was sent has arrived: inside, if somebody there can tell, or else at the server."""
+        if not await self.passage.arrived():
+            await self.passage.room()
+            await self.screen.sync()
 
-    async def keys_heard(self) -> None:
-        """Return when the pointer cannot overtake the keys that were sent before."""
-        await _until(self._keys_heard)
-
-    def lift(self) -> None:
-        """Lift all that is down, the last pressed first; a lost connection has lifted it already."""
+    def lift(self) -> bool:
+        """Lift all that is down, the last pressed first; whether it was anything. A lost connection has done it."""
         keys, self.keys, buttons, self.buttons = self.keys, [], self.buttons, 0
         if self.screen.lost_because is not None:
-            return
+            return False
         for sym in reversed(keys):
             self._send(sym, False)
         if buttons or self.new:
-            self.screen.pointer_event(*self.screen.pointer, 0)
+            self._point(*self.screen.pointer)
             self.new = False
+        return bool(keys or buttons)
 
     async def lift_after(self, failure: BaseException) -> None:
         """Lift all after a failure, which counts for more than one to lift what only somebody inside can."""
@@ -149,16 +152,12 @@ class Fingers:
             await self.extra.lift()
 
     def _send(self, sym: int, down: bool) -> None:
-        self._pass_on(_QEMU_KEY)
-        if self.qemu:
-            self._keys_heard = self._passed_on + _QEMU_KEYBOARD
-        self.screen.key_event(sym, down)
+        sent = self._sent_as.pop(sym, sym)
+        if self.qemu and down and sym in _KEYPAD and not self.screen.num_lock:
+            sent = self._sent_as[sym] = _KEYPAD[sym]
+        self.passage.key(sent, down=down)
+        self.screen.key_event(sent, down)
 
-    def _pass_on(self, seconds: float) -> None:
-        if self.qemu:
-            self._passed_on = max(self._passed_on, time.monotonic()) + seconds
-
-
-async def _until(moment: float) -> None:
-    if (left := moment - time.monotonic()) > 0:
-        await asyncio.sleep(left)
+    def _point(self, x: int, y: int) -> None:
+        self.passage.point((x, y), self.buttons)
+        self.screen.pointer_event(x, y, self.buttons)

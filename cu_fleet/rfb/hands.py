@@ -2,9 +2,10 @@
 
 Every event passes the fingers, which ask the guard in the same breath and keep account of what is down. If the guard
 refuses, or anything else ends an action before its end, all that is down is lifted at once, without asking, and nothing
-more is sent. An action is done when the server has taken in its last event.
+more is sent. An action is done when the server has taken in its last event; of a machine's, when its programs have it.
 
-RFB has eight buttons and TigerVNC 1.12 heeds seven: somebody inside presses back and forward, or they are refused.
+RFB has eight buttons, TigerVNC 1.12 heeds seven, QEMU five: somebody inside presses back and forward and turns the
+wheel sideways, or that is refused.
 
 *Clicks that are meant singly stay single.* GTK, Qt, Tk and Chromium take two presses for a double click if they come
 within 400 or 500 ms at nearly the same place (GTK a third for a triple click within 800 ms of the first); moving away
@@ -22,6 +23,7 @@ import itertools
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from cu_fleet.model.action import (
@@ -43,15 +45,17 @@ from cu_fleet.model.action import (
     WaitStable,
     check_on_screen,
 )
-from cu_fleet.model.errors import UnsupportedError
+from cu_fleet.model.errors import FleetError, UnsupportedError
 from cu_fleet.model.keys import modifier
 from cu_fleet.rfb.changes import Still
 from cu_fleet.rfb.fingers import Extra, Fingers
 from cu_fleet.rfb.keyboard import BEFORE_SYNC, Keyboard, PasteText
+from cu_fleet.rfb.passage import Ask
 from cu_fleet.rfb.screen import Screen
 
 _BUTTONS = {"left": 1, "middle": 2, "right": 4}
 _WHEEL = {"up": 8, "down": 16, "left": 32, "right": 64}
+_SIDEWAYS = ("left", "right")
 _STEP = 12  # pixels between two points of a drag
 _MOST_STEPS = 24  # of one stretch of a drag
 _PACE = 0.004  # seconds between two points of a drag, so that a toolkit's own loop gets to see them
@@ -62,6 +66,7 @@ _TRIPLE = 0.82  # and after two presses, a triple click
 _WATCHED = 2.0  # seconds after which a window manager has dealt with a press, however slow it is
 _MOST_UNHEARD = 8  # presses, of which all but the last few are dealt with for certain
 _UNHEARD = 0.05  # seconds that it is given where nobody inside can tell
+_LIFTED = 2.0  # seconds that what was lifted at the end may take to arrive
 _NEAR = 10  # pixels within which two presses may be taken for one
 
 
@@ -81,8 +86,9 @@ class Hands:
 
     `paste_text(text, press)` sets the desktop's clipboard, presses, and returns when a program has taken the text in,
     so that what is sent next comes after it. `extra` presses the buttons that VNC lacks. `heard(presses)` returns when
-    the window manager has dealt with them, or says that it cannot tell. `foreign` holds the characters that took up
-    room in the server's keyboard; hands on the same server share it.
+    the window manager has dealt with them, or says that it cannot tell. `arrived` counts what has come into a machine
+    (see `passage`). `foreign` holds the characters that took up room in the server's keyboard; hands on the same server
+    share it.
     """
 
     def __init__(
@@ -93,9 +99,10 @@ class Hands:
         extra: Extra | None = None,
         heard: Callable[[int], Awaitable[bool]] | None = None,
         foreign: set[str] | None = None,
+        arrived: Ask | None = None,
     ) -> None:
         self.screen = screen
-        self.fingers = Fingers(screen, guard, extra)
+        self.fingers = Fingers(screen, guard, extra, arrived)
         self.keyboard = Keyboard(self.fingers, paste_text, set() if foreign is None else foreign)
         self._seen: int | Still = screen.serial  # the picture before the latest input
         self._pressed: _Pressed | None = None
@@ -133,8 +140,11 @@ class Hands:
 
     async def release_all(self, timeout: float = 10.0) -> None:
         """Lift all that is down, and return when the server has taken that in. Asks no guard."""
-        self.fingers.lift()
+        lifted = self.fingers.lift()
         await self.screen.sync(timeout)
+        if lifted:
+            with suppress(FleetError):
+                await self.fingers.passage.arrived(_LIFTED)
         await self.fingers.lift_extra()
 
     async def claim_pointer(self) -> None:
@@ -154,6 +164,7 @@ class Hands:
             self._seen = self.screen.serial
         if self.fingers.new:
             await self.claim_pointer()
+        await self.fingers.passage.begin()
         if self.fingers.extra and self.fingers.extra.owed:
             await self.fingers.lift_extra()
 
@@ -168,14 +179,14 @@ class Hands:
                 what = (action.region, action.ignore, action.ignore_below)
                 await self.screen.wait_change(self._seen, action.timeout_ms / 1000, *what)
             case Key() | KeyDown() | KeyUp() | HoldKey() | Type() | Paste():
+                await self.fingers.passage.turn("keys")
                 await self._behind_clicks()
                 await self._press_keys(action)
-                await self.fingers.passed_on()
-                await self.screen.sync()
+                await self.fingers.delivered()
             case _:
                 before = self._pressed
                 await self._move(action)
-                await self.screen.sync()
+                await self.fingers.delivered()
                 if self._pressed is not before and self._pressed:  # the server may have been slow
                     self._pressed = replace(self._pressed, when=time.monotonic())
 
@@ -204,7 +215,7 @@ class Hands:
                 await self.keyboard.paste(action)
 
     async def _move(self, action: Move | Click | Press | Release | Drag | Scroll) -> None:
-        await self.fingers.keys_heard()
+        await self.fingers.passage.turn("pointer")
         match action:
             case Move():
                 self.fingers.point(action.x, action.y)
@@ -236,7 +247,7 @@ class Hands:
                 await asyncio.sleep(_BETWEEN)
             await self._button(action.button, down=True, several=action.count > 1)
             await self._button(action.button, down=False)
-        self.fingers.release(with_keys)
+        await self._without(with_keys)
 
     async def _drag(self, action: Drag) -> None:
         self._check(action.button)
@@ -247,32 +258,49 @@ class Hands:
         await asyncio.sleep(_DWELL)
         for x, y in _between(action.path):
             self.fingers.point(x, y)
-            await self.screen.sync()
+            await self.fingers.delivered()
             await asyncio.sleep(_PACE)
         await asyncio.sleep(_DWELL)
         await self._button(action.button, down=False)
-        self.fingers.release(with_keys)
+        await self._without(with_keys)
 
     async def _scroll(self, action: Scroll) -> None:
+        ways = ["down" if action.dy > 0 else "up"] * abs(action.dy)
+        ways += ["right" if action.dx > 0 else "left"] * abs(action.dx)
+        if action.dx and self.fingers.qemu and self.fingers.extra is None:
+            raise _no_wheel()
         with_keys = await self._with(action.modifiers)
         self.fingers.point(action.x, action.y)
-        ways = [_WHEEL["down" if action.dy > 0 else "up"]] * abs(action.dy)
-        ways += [_WHEEL["right" if action.dx > 0 else "left"]] * abs(action.dx)
-        for number, wheel in enumerate(ways, 1):
-            self.fingers.point(buttons=self.fingers.buttons | wheel)
-            self.fingers.point(buttons=self.fingers.buttons & ~wheel)
-            await self.fingers.passed_on()
+        for number, way in enumerate(ways, 1):
+            await self._turn(way)
             if number % BEFORE_SYNC == 0:
-                await self.screen.sync()
-        self.fingers.release(with_keys)
+                await self.fingers.delivered()
+        await self._without(with_keys)
+
+    async def _turn(self, way: str) -> None:
+        """The wheel, by one notch."""
+        if self.fingers.qemu and way in _SIDEWAYS:
+            for down in (True, False):
+                await self.fingers.press_extra(f"wheel_{way}", down=down)
+            return
+        self.fingers.point(buttons=self.fingers.buttons | _WHEEL[way])
+        self.fingers.point(buttons=self.fingers.buttons & ~_WHEEL[way])
+        await self.fingers.passage.room()
 
     async def _with(self, modifiers: Iterable[str]) -> list[int]:
         pressed = self.fingers.press(map(modifier, modifiers))
-        await self.fingers.keys_heard()
+        await self.fingers.passage.turn("pointer")
         return pressed
+
+    async def _without(self, pressed: Sequence[int]) -> None:
+        if pressed:
+            await self.fingers.passage.turn("keys")
+            self.fingers.release(pressed)
 
     async def _button(self, name: str, *, down: bool, several: bool = False, by_hand: bool = False) -> None:
         if name in _BUTTONS:
+            if down:
+                await self.fingers.passage.press()
             mask = _BUTTONS[name]
             self.fingers.point(buttons=self.fingers.buttons | mask if down else self.fingers.buttons & ~mask)
         else:
@@ -300,6 +328,15 @@ def no_button(name: str) -> UnsupportedError:
         remedy="press the key instead: XF86Back or XF86Forward, or alt+left or alt+right in a browser",
         code="no_such_button",
         button=name,
+    )
+
+
+def _no_wheel() -> UnsupportedError:
+    return UnsupportedError(
+        "the screen's server, QEMU, has no wheel that turns sideways",
+        remedy="scroll up and down with shift held: many programs take that for sideways",
+        code="no_such_button",
+        button="wheel",
     )
 
 

@@ -18,8 +18,12 @@ from cu_fleet.rfb.fingers import Fingers
 BEFORE_SYNC = 32  # keys or notches sent before the server has to catch up
 _AS_KEYS = re.compile(r"([\n\r\t]+)")  # also in a text that is pasted: they submit, and go to the next field
 _FOREIGN = 12  # distinct characters beyond ASCII that are sent as keys to one server
-_BEYOND_16_BITS = 0x10000
-_BEYOND_F12 = range(NAMES["F13"], NAMES["F35"] + 1)
+_QEMU = """Return Escape Tab BackSpace Delete Insert Home End Left Right Up Down Page_Up Page_Down Menu Print Sys_Req
+    Pause Scroll_Lock Num_Lock Caps_Lock Shift_L Shift_R Control_L Control_R Alt_L Alt_R Meta_L Meta_R Super_L Super_R
+    ISO_Level3_Shift Mode_switch Henkan Muhenkan KP_Enter KP_Add KP_Subtract KP_Multiply KP_Divide KP_Equal KP_Decimal
+    KP_Home KP_Up KP_Page_Up KP_Left KP_Begin KP_Right KP_End KP_Down KP_Page_Down KP_Insert KP_Delete"""
+_QEMU_NAMES = (*_QEMU.split(), *(f"F{n}" for n in range(1, 13)), *(f"KP_{n}" for n in range(10)))
+_QEMU_KEYS = frozenset((*range(0x20, 0x7F), *range(0xA0, 0x100), *(NAMES[name] for name in _QEMU_NAMES)))
 _SHIFT = NAMES["Shift_L"]
 _SHIFTS = (_SHIFT, NAMES["Shift_R"])
 PasteText = Callable[[str, Callable[[], None]], Awaitable[None]]
@@ -36,7 +40,9 @@ class Keyboard:
         """Press its keys; returns those that were not down already. What is to stay down is one key, without shift."""
         if isinstance(action, KeyDown):
             return self.fingers.press(self.known((keysym(action.key),)))
-        return self.fingers.press(self._shifted(self.known(combo(action.keys))))
+        syms = self._shifted(self.known(combo(action.keys)))
+        self.fingers.check_together(syms)
+        return self.fingers.press(syms)
 
     def lift(self, action: KeyUp) -> None:
         self.fingers.release((self._held_as(keysym(action.key)),))
@@ -61,9 +67,9 @@ class Keyboard:
             fingers.key(sym, down=True)
             fingers.key(sym, down=False)
             fingers.release(with_shift)
-            await fingers.passed_on()
+            await fingers.passage.room()
             if number % BEFORE_SYNC == 0:
-                await fingers.screen.sync()
+                await fingers.delivered()
 
     async def _paste(self, text: str) -> None:
         if self.paste_text is not None:
@@ -111,7 +117,7 @@ class Keyboard:
     def known(self, syms: Sequence[int]) -> Sequence[int]:
         """Refuse what the server would drop without a word, or take for something else."""
         for sym in syms:
-            if self.fingers.qemu and (sym >= _BEYOND_16_BITS or sym in _BEYOND_F12):
+            if self.fingers.qemu and sym not in _QEMU_KEYS:
                 raise UnsupportedError(
                     f"the screen's server, QEMU, has no key {name_of(sym)}", code="no_such_key", key=name_of(sym)
                 )

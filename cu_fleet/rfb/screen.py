@@ -9,7 +9,7 @@ A frame is copied in the moment its update ends, so it is whole.
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Self
 
@@ -23,6 +23,7 @@ from cu_fleet.rfb.link import Link, deadline, settle
 from cu_fleet.rfb.updates import Update
 
 POLLED = 20.0  # seconds after which a server of which nothing is known has seen what was drawn: x11vnc as it comes
+_NUM_LOCK = 2
 _FORGIVEN = 500.0  # messages that nobody asked for, a second
 
 
@@ -88,6 +89,11 @@ class Screen:
         return self._engine.pointer
 
     @property
+    def num_lock(self) -> bool:
+        """Whether its lamp is on, as far as the server tells."""
+        return bool(self._engine.leds & _NUM_LOCK)
+
+    @property
     def serial(self) -> int:
         """Grows with every change of the picture that has come in."""
         return self._engine.canvas.serial
@@ -122,6 +128,10 @@ class Screen:
         await self.lost
 
     # Looking
+
+    def before_looks(self, drawn: Callable[[], Awaitable[bool]]) -> None:
+        """Have a machine pass on what was drawn in it, before it is looked at; False if nobody there answers."""
+        self._asking.drawn = drawn
 
     async def sync(self, timeout: float = 10.0) -> None:
         """Return when the server has taken in all that was sent before."""
@@ -195,7 +205,8 @@ class Screen:
         self._engine.keyEvent(keysym, down)
 
     def pointer_event(self, x: int, y: int, buttons: int) -> None:
-        self._engine.pointerEvent(x, y, buttons)
+        beyond = int(self.name.startswith("QEMU"))  # its tablet rounds down, and the machine's system does so again
+        self._engine.pointerEvent(x + beyond, y + beyond, buttons)
         self._engine.pointer = self._pointed = (x, y)
         self._asking.change.set()
 

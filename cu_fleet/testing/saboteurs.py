@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cu_fleet.backends.base import Abilities, Backend, Check, Endpoint, Found, Saved, Spec
+from cu_fleet.backends.base import Backend, Check, Endpoint, Found, Saved, Spec
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import UnavailableError
 from cu_fleet.model.names import new_id
@@ -67,12 +67,12 @@ class Saboteur:
         self.name = backend.name
         self.traps: list[Trap] = []
         self.sprung: list[tuple[str, str]] = []
-        self.abilities = Abilities(
-            **{
-                name: _AbilityOf(self, name, ability) if ability and name != "network" else ability
-                for name, ability in vars(backend.abilities).items()
-            }
-        )
+        watched: dict[str, Any] = {
+            name: _AbilityOf(self, name, ability)
+            for name, ability in vars(backend.abilities).items()
+            if ability and name not in ("network", "helper", "lacking")
+        }
+        self.abilities = replace(backend.abilities, **watched)
 
     def at(
         self,

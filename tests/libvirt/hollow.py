@@ -66,7 +66,7 @@ def _kernel() -> bytes:
 class _Anybody:
     """Who is inside says yes to everything."""
 
-    state = {"boot": ANY, "stage": "ready 1x1"}
+    state = {"boot": ANY, "was": ANY, "stage": "ready 1x1"}
 
     async def ask(self, kind: str, data: bytes = b"") -> dict[str, object]:
         del kind, data
@@ -74,7 +74,7 @@ class _Anybody:
 
 
 @asynccontextmanager
-async def _wire(path: Path, desktop: str) -> AsyncIterator[_Anybody]:
+async def _wire(path: Path, desktop: str, *, at_once: bool = False) -> AsyncIterator[_Anybody]:
     del path, desktop
     yield _Anybody()
 

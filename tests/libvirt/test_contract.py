@@ -61,6 +61,18 @@ class TestLibvirt(BackendContract):
 
         self.run(body)
 
+    @backend_base.borrows
+    def test_no_program_has_to_look_through_all_fonts(self) -> None:
+        """A disk keeps no parts of a second, and caches are told by their times to be of the fonts that are there."""
+
+        async def body(backend: Backend) -> None:
+            handle = await self.borrow(backend)
+            said = (await self.command(backend, handle, "fc-cache", "--system-only", "--verbose"))[1].decode()
+            assert "/usr/share/fonts" in said
+            assert "caching, new cache" not in said
+
+        self.run(body)
+
     async def make(self) -> Backend:
         return LibvirtBackend(self.place, self.uri, self.store)
 

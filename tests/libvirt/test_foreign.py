@@ -1,4 +1,5 @@
-"""Machines of images that are not ours: what is refused beforehand, and one that runs under UEFI with a TPM."""
+"""Machines of images that are not ours: what is refused beforehand; one that runs under UEFI with a TPM, one that was
+signed under Secure Boot, and one under BIOS with a guest agent inside."""
 
 import asyncio
 import contextlib
@@ -6,7 +7,8 @@ import os
 import struct
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,8 @@ def test_an_image_that_cannot_serve_says_why(open_folder: Path) -> None:
     refused(InvalidError, "no_image", "some.img")
     refused(NotFoundError, "no_image", open_folder / "none.img")
     refused(UnsupportedError, "no_launch", good, launch={"x": {"command": ["x"]}})
+    assert given.need(profile(good, launch={"x": {"command": ["x"]}}, options={"agent": True})).path == good
+    refused(UnsupportedError, "no_home", good, home="template", options={"agent": True})
     for kind, options in (("vmdk", []), ("qcow2", ["-b", str(good), "-F", "raw"])):
         other = open_folder / f"other.{kind}"
         subprocess.run(["qemu-img", "create", "-q", "-f", kind, *options, str(other), "1M"], check=True)
@@ -111,7 +115,7 @@ def test_the_example_explains_every_option() -> None:
 def test_what_rests_on_an_image_is_refused_once_that_is_another(tmp_path: Path) -> None:
     image = tmp_path / "i"
     image.write_bytes(b"one")
-    (tmp_path / given.NOTE).write_bytes(given.note(given.Given(image, "raw", 3), 7.5))
+    (tmp_path / given.NOTE).write_bytes(given.note(given.Given(image, "raw", 3), ForeignOptions(up_after=7.5)))
     assert given.as_it_was(tmp_path).up_after == 7.5
     image.write_bytes(b"other")
     with pytest.raises(BrokenError, match="not as it was"):
@@ -144,10 +148,10 @@ EXTEND = r"\x80\x02\0\0\0\x41\0\0\x01\x82\0\0\0\x10\0\0\0\x09\x40\0\0\x09\0\0\0\
 
 
 @contextlib.asynccontextmanager
-async def controlled(image: Path, home: Path) -> AsyncIterator[Controller]:
+async def controlled(image: Path, home: Path, **of: Any) -> AsyncIterator[Controller]:
     settings = read_settings(home, {"CU_FLEET_MACHINES": str(image.parent)})
     async with controller_of(settings) as controller:
-        theirs = Profile.model_validate({"name": "theirs", "backend": FOREIGN, "image": str(image), **UEFI})
+        theirs = Profile.model_validate({"name": "theirs", "backend": FOREIGN, "image": str(image), **of})
         controller.core.profiles["theirs"] = (theirs, "test")
         await controller.start()
         try:
@@ -207,7 +211,7 @@ def test_one_runs_under_uefi_with_a_tpm_and_is_forked_saved_restored_and_rolled_
     image = tiny.make(open_folder)
 
     async def body() -> None:
-        async with controlled(image, tmp_path) as controller:
+        async with controlled(image, tmp_path, **UEFI) as controller:
             one, two = await asyncio.gather(lease(controller, "one"), lease(controller, "two"))
             there = "ls -d /sys/firmware/efi; cat /sys/class/tpm/tpm0/tpm_version_major"
             assert await ask(controller, one, there) == "/sys/firmware/efi\n2"
@@ -222,10 +226,11 @@ def test_one_runs_under_uefi_with_a_tpm_and_is_forked_saved_restored_and_rolled_
                 return (await controller.screenshot(ANA, one.lease, Shot())).sha256 != before.sha256
 
             await until(shown, timeout=180)
-            for work in (controller.windows, controller.clipboard_get):
-                with pytest.raises(FleetError) as refusal:
-                    await work(ANA, one.lease)
-                assert refusal.value.code == "no_helper"
+            await refuses("no_helper", controller.windows(ANA, one.lease))
+            await refuses("no_exec", controller.exec(ANA, str(one.desktop), ["true"], cwd=None, env=None))
+            await refuses("no_files", controller.files(ANA, one.lease, ""))
+            offer = await controller.offer(None, "theirs")
+            assert (offer.helper, offer.files, offer.launch) == (False, False, {})
 
             first = await change(controller, one, "A")
             assert first.split()[1:] == ["A", "A"]
@@ -250,6 +255,170 @@ def test_one_runs_under_uefi_with_a_tpm_and_is_forked_saved_restored_and_rolled_
     run(body(), timeout=900)  # a machine that others share is many times slower
     left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(open_folder).encode() in _read(path)]
     assert left == [], "machines and TPMs have ended"
+
+
+async def refuses(code: str, work: Awaitable[object]) -> None:
+    with pytest.raises(FleetError) as refusal:
+        await work
+    assert refusal.value.code == code, refusal.value
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_under_secure_boot_only_what_was_signed_runs(
+    libvirtd: PrivateLibvirt, open_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian's own chain, with the keys of Microsoft; its loader is first offered a kernel that somebody changed."""
+    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", libvirtd.uri)
+    image = tiny.make_signed(open_folder)
+    secure = UEFI | {"options": {"firmware": "uefi", "secure_boot": True, "hardware": "virtio"}}
+
+    async def body() -> None:
+        async with controlled(image, tmp_path, **secure) as controller:
+            one = await lease(controller, "one")
+            on = "od -An -tu1 /sys/firmware/efi/efivars/SecureBoot-*"
+            assert (await ask(controller, one, on)).split()[-1] == "1"
+            assert "changed=refused" in await ask(controller, one, "cat /proc/cmdline")
+
+    run(body(), timeout=900)
+
+
+BIOS: dict[str, Any] = {
+    "screen": {"width": 720, "height": 400},
+    "limits": {"memory": "256M", "cpus": 1},
+    "options": {"hardware": "virtio", "agent": True, "user": "me"},
+    "env": {"FROM": "profile"},
+    "autostart": [["sh", "-c", "echo $FROM >~/began; exec sleep 100000"]],
+    "launch": {
+        "mark": {"command": ["sh", "-c", 'echo "$0" >~/launched; exec sleep 100000']},
+        "bad": {"command": ["no-such-program"]},
+    },
+}
+
+
+class Inside:
+    """What is reached in one lease's desktop, as a user reaches it."""
+
+    def __init__(self, controller: Controller, of: LeaseView) -> None:
+        self.controller, self.of = controller, of
+
+    async def sh(self, script: str, stdin: bytes = b"", **more: Any) -> tuple[int, str]:
+        process = await self.controller.exec(
+            ANA, str(self.of.desktop), ["sh", "-c", script], cwd=more.get("cwd"), env=more.get("env")
+        )
+        try:
+            if stdin:
+                await process.write(stdin)
+            await process.close_stdin()
+            said = {1: b"", 2: b""}
+            async for number, data in process.output():
+                said[number] += data
+            return await process.wait(), (said[1] + said[2]).decode()
+        finally:
+            await process.kill()
+
+    async def put(self, path: str, data: bytes) -> None:
+        assert await self.controller.put_file(ANA, self.of.lease, path, _chunks(data), 0o640) == len(data)
+
+    async def get(self, path: str) -> bytes:
+        return b"".join([chunk async for chunk in await self.controller.get_file(ANA, self.of.lease, path)])
+
+    async def list(self, path: str = "") -> dict[str, str]:
+        return {one.path: one.kind for one in await self.controller.files(ANA, self.of.lease, path)}
+
+    async def clock_is_right(self) -> bool:
+        return abs(int((await self.sh("date +%s"))[1]) - time.time()) < 120  # else it is wrong by years
+
+
+async def _chunks(data: bytes) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), 70_000):
+        yield data[at : at + 70_000]
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_one_runs_under_bios_and_its_guest_agent_is_asked_for_all_that_it_can_do(
+    libvirtd: PrivateLibvirt, open_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", libvirtd.uri)
+    image = tiny.make(open_folder, bios=True, agent=True)
+
+    async def body() -> None:
+        async with controlled(image, tmp_path, **BIOS) as controller:
+            one = await lease(controller, "one")
+            inside = Inside(controller, one)
+            assert await ask(controller, one, "ls -d /sys/firmware/efi 2>/dev/null || echo none") == "none"
+            await commands(inside)
+            await files(inside)
+            await launches(inside)
+            await restores(inside)
+            await controller.release(ANA, one.lease)
+            two = await lease(controller, "two")
+            assert await Inside(controller, two).sh("cat began; ls /tmp/state launched 2>/dev/null") == (1, "profile\n")
+            assert await Inside(controller, two).list() == {}
+
+    run(body(), timeout=900)
+
+
+async def commands(inside: Inside) -> None:
+    script = 'id -u; pwd; echo "$FROM $MINE"; echo wrong >&2; exit 3'
+    assert await inside.sh(script, env={"MINE": "a  b"}) == (3, "1000\n/home/me\nprofile a  b\nwrong\n")
+    assert await inside.sh("pwd; wc -c", b"x" * 100_000, cwd="/usr/..") == (0, "/\n100000\n")
+    assert (await inside.sh("exec no-such-program"))[0] == 127
+    big = await inside.sh("dd if=/dev/zero bs=1000 count=300 2>/dev/null | tr '\\0' x; kill -9 $$")
+    assert big == (137, "x" * 300_000)
+    process = await inside.controller.exec(
+        ANA, str(inside.of.desktop), ["sh", "-c", "sleep 100000 & echo $!; wait"], cwd=None, env=None
+    )
+    child = await anext(process.output())
+    await refuses("no_stdin", process.write(b"too late"))
+    await process.kill()
+    assert await process.wait() == 137
+    assert (await inside.sh(f"! grep '^State:.[^ZX]' /proc/{int(child[1])}/status"))[0] == 0
+    await refuses("no_helper", inside.controller.windows(ANA, inside.of.lease))
+
+
+async def files(inside: Inside) -> None:
+    data = os.urandom(300_000)
+    await inside.put("a/b ü/big", data)
+    assert await inside.get("a/b ü/big") == data
+    assert await inside.sh("stat -c '%u %a %n' Shared/a/*/*") == (0, "1000 640 Shared/a/b ü/big\n")
+    assert (await inside.sh("cd Shared; ln -s / root; ln -s /etc/passwd file; mkfifo pipe; touch -- '-x\ny'"))[0] == 0
+    assert await inside.list() == {"a": "dir", "root": "link", "file": "link", "pipe": "other", "-x\ny": "file"}
+    await refuses("bad_path", inside.get("root/etc/passwd"))
+    await refuses("bad_path", inside.put("root/home/me/out", b"x"))
+    for path in ("file", "pipe", "a"):
+        await refuses("not_a_file", inside.get(path))
+        await refuses("not_a_file", inside.put(path, b"x"))
+    await refuses("no_file", inside.get("none"))
+    for path in ("a", "root", "-x\ny", "none"):
+        await inside.controller.remove_file(ANA, inside.of.lease, path)
+    assert await inside.list() == {"file": "link", "pipe": "other"}
+    assert (await inside.sh("ls /etc/passwd; ls -A /tmp"))[1].count("cu-fleet") <= 2, "its own, and one being removed"
+
+
+async def launches(inside: Inside) -> None:
+    await inside.controller.launch(ANA, inside.of.lease, "mark", ["a b"])
+    assert await inside.sh("cat launched") == (0, "a b\n")
+    await refuses("launch_failed", inside.controller.launch(ANA, inside.of.lease, "bad", []))
+
+
+async def restores(inside: Inside) -> None:
+    """Its clock is right again after each time that it stood, and what wakes must know its secret."""
+    controller, of = inside.controller, inside.of
+    wrong = "date -s 2001-02-03"
+    await ask(controller, of, f"{wrong}; echo one >/tmp/state; chmod 666 /tmp/state")
+    saved = await controller.save(ANA, of.lease, "")
+    assert await inside.clock_is_right()
+    await inside.put("kept", b"over it")
+    assert (await inside.sh("echo two >>/tmp/state; cat /tmp/state"))[1] == "one\ntwo\n"
+    await controller.restore(ANA, saved.id)
+    assert await inside.clock_is_right()
+    assert await inside.sh("cat /tmp/state; cat Shared/kept") == (0, "one\nover it")
+    await ask(controller, of, wrong)
+    await controller.freeze(ANA, str(of.desktop), frozen=True)
+    await controller.freeze(ANA, str(of.desktop), frozen=False)
+    assert await inside.clock_is_right()
 
 
 def _read(path: Path) -> bytes:

@@ -1,5 +1,6 @@
 """What holds without a hypervisor: the wire's framing, saved machines' heads, seeds, names."""
 
+import contextlib
 import io
 import json
 import os
@@ -11,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from cu_fleet.backends.base import Place
-from cu_fleet.backends.libvirt import domain, images, machines, saved, seed, warm
+from cu_fleet.backends.libvirt import domain, images, machines, resting, saved, seed, warm
 from cu_fleet.backends.libvirt.hypervisor import Hypervisor
 from cu_fleet.backends.libvirt.layout import Layout
 from cu_fleet.backends.libvirt.options import options
@@ -19,6 +20,7 @@ from cu_fleet.backends.libvirt.warm import Warm
 from cu_fleet.guest.frames import Frames, frame
 from cu_fleet.model.errors import BrokenError, InvalidError, UnavailableError
 from cu_fleet.model.profile import Profile
+from tests.support import run
 
 PROFILE = Profile.model_validate({"name": "p", "backend": "libvirt", "screen": {"width": 333, "height": 555}})
 HOSTILE = bytes(range(256)) * 3 + b"\x7e\x7d\x5e\x7d\x7e\x7d\x5d\x7d"
@@ -206,3 +208,23 @@ def test_a_state_that_wakes_as_something_else_goes_at_once_and_one_that_does_not
             one.doubt(state, error)
         assert (warm.read(state.dir) is not None) is stays
         one.trust(state)
+
+
+def test_rest_begins_anew_whenever_a_processor_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resting, "_NAP", 0.05)
+    wanted = iter([[0.0, 5.0], [0.0, 5.0], [0.0, 5.0], [9.0, 5.0], [9.0, 5.0], [9.0, 99.0], [9.0, 99.0]])
+
+    class Idle:
+        async def do(self, work: object) -> list[float]:
+            del work
+            return next(wanted)
+
+    async def body() -> list[bool]:
+        told: list[float] = []
+        desk = layout(tmp_path).desk("dk_1")
+        with contextlib.suppress(RuntimeError):  # nobody knows any more
+            async for seconds in resting.resting(Idle(), desk, 0.2):  # type: ignore[arg-type]
+                told.append(seconds)
+        return [seconds > 0 for seconds in told]
+
+    assert run(body()) == [True, True, False, True, False, True]

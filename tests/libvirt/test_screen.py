@@ -22,7 +22,7 @@ from cu_fleet.testing.screen_leased import Leased
 from cu_fleet.testing.screen_stage import Stage
 from tests.acceptance.home import home
 from tests.rfb.stages import ANA, leased
-from tests.rfb.test_acting import SWITCHING
+from tests.rfb.test_acting import QEMU_ITSELF, SWITCHING
 from tests.rfb.test_seeing import TestLocalDesktop as _Seeing
 from tests.support import run
 
@@ -58,8 +58,7 @@ async def _warmed(backend: LibvirtBackend, profile: Profile) -> None:
 
 class TestActing(ScreenActingContract):
     __test__ = _WHOLE
-    gaps = {**SWITCHING}
-    exact = 1  # the tablet has 32,768 places each way
+    gaps = {**SWITCHING, **QEMU_ITSELF}
     long = 200
 
     @classmethod
@@ -84,6 +83,7 @@ class TestSeeing(_Seeing):
     __test__ = _WHOLE
     profile: ClassVar[str] = "contract"
     looks = 16
+    at_one_stroke = False  # QEMU reads the card's memory while the machine writes there: on a busy host it shows
 
     @pytest.fixture(scope="class", autouse=True)
     @classmethod

@@ -50,10 +50,10 @@ threading.Thread(target=accept, daemon=True).start()
 outside = socket.socket(fileno=listener)
 one = port.Port({"uid": os.geteuid(), "boot": "bt_1", "home": sys.argv[2]}, -1)
 def left_alone():
-    one.reset(); one.forget(one.fd); link.close(); raise EOFError
+    one.reset(); link.close(); raise EOFError
 one.left_alone = left_alone
 while True:
-    link = outside.accept()[0]; link.setblocking(False); one.fd = link.fileno()
+    link = outside.accept()[0]; link.setblocking(False); one.fd, one.minded = link.fileno(), 0
     try: one.serve()
     except (EOFError, OSError): one.reset()
 """

@@ -22,7 +22,7 @@ _CHARS = {first + n: pair for first, rows in _ROWS.items() for n, pair in enumer
 _MODIFIERS = {42: 1, 54: 1, 29: 4, 97: 4, 56: 8, 100: 8, 125: 64, 126: 64}
 _BUTTONS = {272: 1, 274: 2, 273: 3}
 _WHEELS = {(8, 1): 4, (8, -1): 5, (6, -1): 6, (6, 1): 7}
-_FULL = 0x7FFF
+_PLACES = 0x8000
 
 
 class Translator:
@@ -38,7 +38,7 @@ class Translator:
     def told(self, kind: str, code: int, value: int) -> list[list[Any]]:
         """The events that one of the kernel's stands for."""
         if kind == "abs":
-            self._place[code] = round(value * (self._size[code] - 1) / _FULL)
+            self._place[code] = value * self._size[code] // _PLACES  # as X does
             return [["motion", *self._place, self._state()]]
         if kind == "rel":
             number = _WHEELS.get((code, 1 if value > 0 else -1))

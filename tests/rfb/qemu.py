@@ -222,9 +222,17 @@ def qemu(**options: Any) -> Iterator[Qemu]:
 
 
 @functools.cache
-def guest(init: str = _INIT, modules: tuple[str, ...] = _MODULES) -> tuple[Path, Path]:
-    """A guest's kernel and its files; the kernel's package is kept with the user's caches."""
-    package = _package()
+def guest(
+    init: str = _INIT, modules: tuple[str, ...] = _MODULES, more: tuple[tuple[str, Path], ...] = ()
+) -> tuple[Path, Path]:
+    """A guest's kernel and its files; `more` are others of this machine's, by the names they have there."""
+    home = fetched(_package())
+    [kernel] = home.glob("boot/vmlinuz-*")
+    return kernel, _initramfs(home, init, modules, more)
+
+
+def fetched(package: str) -> Path:
+    """What is in a package of the distribution's, which is installed nowhere, but kept with the user's caches."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cu-fleet-tests" / package
     if not home.exists():
         home.parent.mkdir(parents=True, exist_ok=True)
@@ -234,8 +242,7 @@ def guest(init: str = _INIT, modules: tuple[str, ...] = _MODULES) -> tuple[Path,
             _run("dpkg-deb", "-x", str(archive), f"{folder}/files")
             with contextlib.suppress(FileExistsError, OSError):  # another was faster
                 Path(folder, "files").rename(home)
-    [kernel] = home.glob("boot/vmlinuz-*")
-    return kernel, _initramfs(home, init, modules)
+    return home
 
 
 def _package() -> str:
@@ -249,7 +256,7 @@ def _package() -> str:
     return str(name)
 
 
-def _initramfs(home: Path, init: str, modules: tuple[str, ...]) -> Path:
+def _initramfs(home: Path, init: str, modules: tuple[str, ...], more: tuple[tuple[str, Path], ...]) -> Path:
     """A cpio archive, as Linux wants it."""
     files = {"init": init.replace("PICTURE", hex(_PICTURE)).encode(), "sbin/paint": _program(_PAINT)}
     files["bin/busybox"] = Path("/bin/busybox").read_bytes()
@@ -257,7 +264,8 @@ def _initramfs(home: Path, init: str, modules: tuple[str, ...]) -> Path:
         [path] = home.glob(f"lib/modules/*/kernel/**/{module}.ko*")
         data = path.read_bytes()
         files[f"lib/{number:02}{module}"] = lzma.decompress(data) if path.suffix == ".xz" else data
-    entries = [(folder, 0o40755, b"") for folder in ("bin", "sbin", "lib", "dev", "proc", "sys")]
+    files |= {name: path.read_bytes() for name, path in more}
+    entries = [(folder, 0o40755, b"") for folder in ("bin", "sbin", "lib", "lib64", "dev", "proc", "sys")]
     entries += [(name, 0o100755, data) for name, data in files.items()] + [("TRAILER!!!", 0, b"")]
     archive = bytearray()
     for name, mode, data in entries:

@@ -97,7 +97,7 @@ class X11vnc:
                 continue
             process.terminate()
             try:
-                process.wait(10)
+                process.wait(1)  # one in ten is deaf to it
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

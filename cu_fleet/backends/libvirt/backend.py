@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _SECONDS_TO_WAKE = 120.0
 _DETACHED = f'exec setsid -f "$@" >>{RUN}/log 2>&1'
+# GTK 3 would take the tablet, for its name, for a touch screen, on which a drag selects nothing:
+_ENV = {"GDK_CORE_DEVICE_EVENTS": "1"}
 
 
 class LibvirtBackend:
@@ -126,10 +128,10 @@ class LibvirtBackend:
         try:
             async with asyncio.timeout(_SECONDS_TO_WAKE):
                 await self.hypervisor.do(lambda api: machines.wake(api, desk, state.memory, names))
-                await self._become(desk, spec, state)
-                self.warm.trust(state)
                 await self._prove_screen(desk, spec)
                 yield handle | {SCREEN_ANSWERS: True}
+                await self._become(desk, spec, state)
+                self.warm.trust(state)
                 await self._settle(handle, spec)
         except TimeoutError:
             raise UnavailableError(
@@ -145,7 +147,7 @@ class LibvirtBackend:
 
         def work() -> None:
             self.hypervisor.now(lambda api: machines.refuse_foreign(api, desk))
-            self.hypervisor.now(lambda api: machines.end(api, desk))
+            self._end(desk)
             self.layout.remove(desk)
 
         await self.hypervisor.wait(work)
@@ -163,16 +165,16 @@ class LibvirtBackend:
             disks.overlay(desk.disk, base, uid)
         else:
             disks.copy(state.disk, desk.disk, uid)
-        snapshots.note(desk, state.kind, base, uid, spec.profile.env)
+        snapshots.note(desk, state.kind, base, uid, {**_ENV, **spec.profile.env})
 
     async def _become(self, desk: Desk, spec: Spec, state: State) -> None:
-        async with wire(desk.port, desk.id) as one:
-            if one.state.get("boot") != state.canary:
-                raise BrokenError(
-                    f"desktop {desk.id} woke as something else than what was saved in {state.dir}", code="wrong_state"
-                )
-            place = network.place(desk) if spec.profile.network == "full" else None
-            await one.ask("b", identity(spec.boot, spec.label, place))
+        place = network.place(desk) if spec.profile.network == "full" else None
+        async with wire(desk.port, desk.id, at_once=True) as one:
+            said = await one.ask("b", identity(spec.boot, spec.label, place))
+        if said.get("was") != state.canary:
+            raise BrokenError(
+                f"desktop {desk.id} woke as something else than what was saved in {state.dir}", code="wrong_state"
+            )
 
     async def _settle(self, handle: Handle, spec: Spec) -> None:
         """A snapshot never contains the slot, though it lies in the machine; and what comes with a clean desktop."""
@@ -207,11 +209,15 @@ class LibvirtBackend:
             return
 
         def work() -> None:
-            self.hypervisor.now(lambda api: machines.end(api, desk))
+            self._end(desk)
             carried.forget(desk)
             self.layout.remove(desk)
 
         await self.hypervisor.wait(work)
+
+    def _end(self, desk: Desk) -> None:
+        uid = self.layout.uids.of(desk.id)
+        self.hypervisor.now(lambda api: machines.end(api, desk, uid))
 
     async def endpoint(self, handle: Handle) -> Endpoint | None:
         """libvirt is asked only why a screen is not there: while it is away itself, its machines live on."""
@@ -263,7 +269,8 @@ class _Snapshots(_Ability):
 
     async def restore(self, handle: Handle, spec: Spec) -> AsyncIterator[Handle]:
         """Starting ends what runs, and wakes the state the spec says: exactly what this is, but for the slot."""
-        has_slot = self.backend.abilities.exec and self.backend.abilities.files  # else nobody of ours is inside
+        can = self.backend.abilities.of(spec.profile)
+        has_slot = can.exec and can.files  # else nobody is inside who could be asked
         restored = self._with_its_slot(handle, spec) if has_slot else self.backend.start(spec)
         async with contextlib.aclosing(restored) as made:
             async for last in made:
@@ -271,7 +278,7 @@ class _Snapshots(_Ability):
 
     async def _with_its_slot(self, handle: Handle, spec: Spec) -> AsyncGenerator[Handle, None]:
         desk = self.backend.layout.desk(spec.desktop)
-        slot = carried.Carried(desk, self.backend.abilities, spec.profile.limits.disk)
+        slot = self._slot(desk, spec.profile.limits.disk)
         if not spec.keep_slot:
             await asyncio.to_thread(carried.forget, desk)
         elif await self._runs(desk):
@@ -287,6 +294,9 @@ class _Snapshots(_Ability):
                 async for words in told:
                     yield last | {PROGRESS: words}
             yield last
+
+    def _slot(self, desk: Desk, most: int) -> carried.Carried:
+        return carried.Carried(desk, self.backend.abilities, most)
 
     async def _runs(self, desk: Desk) -> bool:
         """Whether somebody inside can say what is in the slot. What a machine had that has ended is gone with it."""

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from cu_fleet.backends.base import Abilities, Process
+from cu_fleet.backends.base import Abilities, Exec, Process
 from cu_fleet.backends.libvirt.layout import Desk
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import FleetError, UnavailableError
@@ -26,6 +26,8 @@ Run = Callable[[list[str]], Awaitable[Process]]
 NOTE = "NOT-KEPT.txt"
 _PACK = 'exec tar --create --sparse --xattrs --ignore-failed-read --warning=none --directory="$HOME/Shared" .'
 _UNPACK = 'exec tar --extract --preserve-permissions --xattrs --warning=none --directory="$HOME/Shared"'
+_ANY_PACK = 'exec tar -c -f - -C "$HOME/Shared" .'  # by whichever tar there is
+_ANY_UNPACK = 'exec tar -x -p -f - -C "$HOME/Shared"'
 _CHUNK = 1 << 18
 _FINE = (0, 1)  # for tar: something changed while it was read
 
@@ -33,10 +35,13 @@ _FINE = (0, 1)  # for tar: something changed while it was read
 class Carried:
     """One desktop's slot, on its way over one restore."""
 
-    def __init__(self, desk: Desk, abilities: Abilities, most: int) -> None:
+    def __init__(self, desk: Desk, abilities: Abilities, most: int, fed: Exec | None = None) -> None:
+        """In a machine with any tar, `fed` is how a command is run that is to read something."""
         assert abilities.exec
         assert abilities.files
         self.desk, self.exec, self.files, self.most = desk, abilities.exec, abilities.files, most
+        self.fed = fed or self.exec
+        self.words = (_ANY_PACK, _ANY_UNPACK) if fed else (_PACK, _UNPACK)
         self.lost = ""
 
     @property
@@ -49,7 +54,7 @@ class Carried:
             return
         try:
             if await self.files.listing(handle):
-                await pack(partial(self.exec.exec, handle), self.desk, self.most)
+                await pack(partial(self.exec.exec, handle), self.desk, self.most, self.words[0])
         except FleetError as e:
             self._lose(e)
 
@@ -57,7 +62,7 @@ class Carried:
         """Into the machine that woke."""
         try:
             if not self.lost:
-                await unpack(partial(self.exec.exec, handle), self.desk)
+                await unpack(partial(self.fed.exec, handle), self.desk, self.words[1])
         except FleetError as e:
             self._lose(e)
         if self.lost:
@@ -88,10 +93,10 @@ def forget(desk: Desk) -> None:
         path.unlink(missing_ok=True)
 
 
-async def pack(run: Run, desk: Desk, most: int) -> None:
+async def pack(run: Run, desk: Desk, most: int, words: str = _PACK) -> None:
     """What is in the slot, as one archive of no more than `most` bytes."""
     new = place(desk).with_name(f"{place(desk).name}.{secrets.token_hex(4)}")
-    process = await run(["sh", "-c", _PACK])
+    process = await run(["sh", "-c", words])
     try:
         with await asyncio.to_thread(_create, new) as file:
             wrong = await _take(process, file, desk, most)
@@ -123,9 +128,9 @@ async def _take(process: Process, file: IO[bytes], desk: Desk, most: int) -> str
     return wrong.decode("utf-8", "replace").strip()
 
 
-async def unpack(run: Run, desk: Desk) -> None:
+async def unpack(run: Run, desk: Desk, words: str = _UNPACK) -> None:
     """Put it back, and forget it."""
-    process = await run(["sh", "-c", _UNPACK])
+    process = await run(["sh", "-c", words])
     hearing = asyncio.create_task(_heard(process), name=f"unpack {desk.id}")
     try:
         with await asyncio.to_thread(place(desk).open, "rb") as file:

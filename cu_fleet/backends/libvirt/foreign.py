@@ -1,10 +1,13 @@
 """Machines of images that are not ours: whatever begins from a disk, seen and driven by QEMU's own VNC.
 
-Nobody of ours is inside, so there are no commands, files, windows and clipboard, and no clock set after a rollback. The
-rest is as with our own: a machine is booted once and saved when it has come to rest, and desktops are forks of that,
-each with its own disk, firmware settings and TPM. Nobody inside can say a secret either, so that a fork is the right
-one rests on what is outside: its memory and its disk lie in one folder, written together and never again; libvirt says
-which of them the machine has; and its screen is of the profile's size. What it calls itself inside, its forks share.
+Nobody of ours is inside, so there are no windows and clipboard. The rest is as with our own: a machine is booted once
+and saved when it has come to rest, and desktops are forks of that, each with its own disk, firmware settings and TPM.
+That a fork is the right one rests on what is outside: its memory and its disk lie in one folder, written together and
+never again; libvirt says which of them the machine has; and its screen is of the profile's size. What it calls itself
+inside, its forks share.
+
+Where the image has a guest agent, and its profile says so, that adds commands and files, sets the clock whenever a
+machine goes on after it stood, and must say the secret that was left in its memory: see `agent`.
 """
 
 from __future__ import annotations
@@ -13,25 +16,39 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from cu_fleet.backends import door
-from cu_fleet.backends.base import Abilities, Check, Endpoint, Place, Saved, Spec, Usage
-from cu_fleet.backends.libvirt import checks, domain, given, machines
-from cu_fleet.backends.libvirt.backend import LibvirtBackend, _Ability, _Disk, _Freeze, _Network, _still, _Tidy
+from cu_fleet.backends.base import Abilities, Check, Endpoint, Place, Process, Saved, Spec, Usage
+from cu_fleet.backends.libvirt import carried, checks, domain, given, machines
+from cu_fleet.backends.libvirt.agent import Agent
+from cu_fleet.backends.libvirt.agent_exec import Command, words
+from cu_fleet.backends.libvirt.agent_files import AgentFiles
+from cu_fleet.backends.libvirt.agent_files import argv as shell_on_files
+from cu_fleet.backends.libvirt.backend import (
+    LibvirtBackend,
+    _Ability,
+    _Disk,
+    _Freeze,
+    _Network,
+    _Snapshots,
+    _still,
+    _Tidy,
+)
 from cu_fleet.backends.libvirt.disks import overlay
 from cu_fleet.backends.libvirt.hypervisor import Hypervisor
 from cu_fleet.backends.libvirt.images import NAMES
 from cu_fleet.backends.libvirt.layout import Desk, Layout
 from cu_fleet.backends.libvirt.options import FOREIGN, foreign_options
-from cu_fleet.backends.libvirt.snapshots import Snapshots
+from cu_fleet.backends.libvirt.snapshots import Snapshots, about, env_of
 from cu_fleet.backends.libvirt.tidying import Tidy
 from cu_fleet.backends.libvirt.warm import SECONDS_TO_BOOT, State, Warm
 from cu_fleet.model.desktop import Handle
-from cu_fleet.model.errors import BrokenError, FleetError, UnavailableError
+from cu_fleet.model.errors import BrokenError, FleetError, UnavailableError, UnsupportedError
 from cu_fleet.model.profile import Profile
 
 _REST = 10.0  # seconds of rest after which a machine is taken to be up
@@ -47,7 +64,7 @@ class ForeignWarm(Warm):
         await self.hypervisor.do(lambda api: self._learn(api, kind))
         facts = self.hypervisor.facts
         machine = domain.Machine.of(profile, kind, facts[kind], image.path, None)
-        data = given.note(image, foreign_options(profile).up_after)
+        data = given.note(image, foreign_options(profile))
         key = _key(machine, facts["versions"], data.decode())
         return await self._ready(key, machine, data)
 
@@ -69,12 +86,17 @@ class ForeignWarm(Warm):
 
     async def _boot(self, desk: Desk, uid: int | None, machine: domain.Machine, canary: str) -> None:
         own = domain.xml(machine, desk, "warming", self.layout.fleet, uid)
-        wait = (await asyncio.to_thread(given.as_it_was, desk.dir)).up_after
+        noted = await asyncio.to_thread(given.as_it_was, desk.dir)
+        wait = noted.up_after
         await self.hypervisor.do(lambda api: machines.begin(api, own, desk, uid))
         rest = _Rest(self.hypervisor, desk, (machine.width, machine.height), os.geteuid() if uid is None else uid)
         try:
             async with asyncio.timeout(SECONDS_TO_BOOT + (wait or 0)):
                 await rest.reached(wait)
+                if noted.agent:
+                    agent = Agent(self.hypervisor, desk)
+                    await agent.come(noted.path)
+                    await agent.leave(canary)
             await asyncio.to_thread(given.as_it_was, desk.dir)
         except TimeoutError:
             raise UnavailableError(
@@ -154,15 +176,34 @@ class LibvirtVncBackend(LibvirtBackend):
         self.tidying = ForeignTidy(self.layout)
         self.abilities = Abilities(
             snapshots=_ForeignSnapshots(self),
+            exec=_AgentExec(self),
             freeze=_ForeignFreeze(self),
+            files=AgentFiles(self._on_files),
             network=_Network(),
             meter=_ForeignMeter(self),
             disk=_Disk(self),
             tidy=_Tidy(self),
+            helper=False,
+            lacking=_lacking,
         )
 
+    def agent(self, desk: Desk) -> Agent | None:
+        """Who can be asked inside, as was said when the machine was booted that this one is a fork of."""
+        return Agent(self.hypervisor, desk) if _noted(desk).agent else None
+
+    async def command(self, handle: Handle, argv: Sequence[str], *, fed: bool = False, **more: Any) -> Command:
+        """What is to be run inside; it runs as soon as somebody waits for it, or its input is closed."""
+        desk = self.desk(handle)
+        noted = await asyncio.to_thread(_noted, desk)
+        if not noted.agent:
+            raise UnsupportedError(f"desktop {desk.id} was made without a guest agent", code="no_exec")
+        return Command(Agent(self.hypervisor, desk), argv, user=noted.user, fed=fed, **more)
+
+    async def _on_files(self, handle: Handle, argv: list[str]) -> Process:
+        return await self.command(handle, shell_on_files(argv), fed=argv[0] == "put")
+
     async def _become(self, desk: Desk, spec: Spec, state: State) -> None:
-        """It runs, and on its own disk over that state's."""
+        """It runs, on its own disk over that state's; and it knows what was left in that, if somebody can say so."""
         xml = await self.hypervisor.do(lambda api: machines.must_run(api, desk).XMLDesc())
         layers = [one.get("file") for one in ElementTree.fromstring(xml).iterfind("devices/disk//source")]  # noqa: S314  # libvirt's own
         base = str(state.disk) if spec.snapshot is None else None
@@ -171,9 +212,21 @@ class LibvirtVncBackend(LibvirtBackend):
                 f"desktop {desk.id} woke with the disks {layers}, not with its own over what was saved in {state.dir}",
                 code="wrong_state",
             )
+        if agent := await asyncio.to_thread(self.agent, desk):
+            await agent.become(state.canary, spec.boot)
 
     async def _settle(self, handle: Handle, spec: Spec) -> None:
-        """Nothing of ours begins inside."""
+        """A snapshot never contains the slot; and what comes with a clean desktop, which nobody watches over."""
+        agent = await asyncio.to_thread(self.agent, desk := self.desk(handle))
+        if agent is None:
+            return
+        if spec.snapshot is not None:
+            assert self.abilities.files
+            await self.abilities.files.remove(handle, "")
+            return
+        user = (await asyncio.to_thread(_noted, desk)).user
+        for argv in spec.profile.autostart:
+            await agent.begin(words("", argv, user, None, spec.profile.env))
 
     async def endpoint(self, handle: Handle) -> Endpoint | None:
         found = await super().endpoint(handle)
@@ -189,28 +242,74 @@ class LibvirtVncBackend(LibvirtBackend):
         except FleetError as e:
             return [Check(name, False, str(e), needed=False)]
         lacking = "; nothing of ours is inside: no exec, launch, windows, files and clipboard"
+        if foreign_options(profile).agent:
+            lacking = "; by its guest agent: exec, launch and files; no windows and clipboard"
         return [Check(name, True, f"{found.path} ({found.kind}), {found.size_bytes >> 20} MiB{lacking}", needed=False)]
 
 
-class _ForeignSnapshots(_Ability):
+def _lacking(profile: Profile) -> frozenset[str]:
+    return frozenset() if foreign_options(profile).agent else frozenset({"exec", "files"})
+
+
+def _noted(desk: Desk) -> given.Note:
+    """What was noted of the image when the state was made that the desktop's disk rests on."""
+    try:
+        _, base, _ = about(desk)
+    except FileNotFoundError:
+        raise UnavailableError(f"the machine of desktop {desk.id} has ended", code="not_running") from None
+    return given.noted(base.parent)
+
+
+class _Foreign(_Ability):
+    backend: LibvirtVncBackend
+
+    async def awake(self, desk: Desk) -> Agent | None:
+        """Who inside can be asked at this moment."""
+        if await self.do(lambda api: machines.is_paused(machines.must_run(api, desk))):
+            return None
+        return await asyncio.to_thread(self.backend.agent, desk)
+
+
+class _AgentExec(_Foreign):
+    async def exec(
+        self, handle: Handle, argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: str | None = None
+    ) -> Process:
+        desk = self.backend.desk(handle)
+        own = await asyncio.to_thread(env_of, desk)
+        command = await self.backend.command(handle, argv, env={**own, **(env or {})}, cwd=cwd)
+        await command.agent.ask("ping", lambda _: None)  # who cannot be asked at all says so at once
+        return command
+
+
+class _FedExec(_Foreign):
+    async def exec(
+        self, handle: Handle, argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: str | None = None
+    ) -> Process:
+        """A command that has its whole input when it begins, even if it is listened to before."""
+        return await self.backend.command(handle, argv, fed=True, env=env, cwd=cwd)
+
+
+class _ForeignSnapshots(_Foreign, _Snapshots):
     async def save(self, handle: Handle, snapshot: str) -> Saved:
         desk, boot = self.backend.desk(handle), str(handle.get("boot"))
-        return await self.do(lambda api: self.backend.snapshots.save(api, desk, snapshot, boot))
+        agent = await self.awake(desk)
+        if agent:
+            await agent.leave(boot)  # whoever is inside may have removed it
+        made = await self.do(lambda api: self.backend.snapshots.save(api, desk, snapshot, boot))
+        if agent:
+            await agent.set_clock()
+        return made
 
-    def restore(self, handle: Handle, spec: Spec) -> AsyncIterator[Handle]:
-        return self.backend.start(spec)
-
-    async def delete(self, snapshot: str) -> None:
-        await asyncio.to_thread(self.backend.snapshots.delete, snapshot)
-
-    async def saved(self) -> list[str]:
-        return await asyncio.to_thread(self.backend.snapshots.saved)
+    def _slot(self, desk: Desk, most: int) -> carried.Carried:
+        return carried.Carried(desk, self.backend.abilities, most, _FedExec(self.backend))
 
 
-class _ForeignFreeze(_Freeze):
+class _ForeignFreeze(_Foreign, _Freeze):
     async def thaw(self, handle: Handle) -> None:
         desk = self.backend.desk(handle)
-        await self.do(lambda api: _still(machines.must_run(api, desk), False))
+        stood = await self.do(lambda api: _still(machines.must_run(api, desk), False))
+        if stood and (agent := await self.awake(desk)):
+            await agent.set_clock()
 
 
 class _ForeignMeter(_Ability):

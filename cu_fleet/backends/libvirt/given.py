@@ -9,11 +9,11 @@ import json
 import os
 import stat
 import struct
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cu_fleet.backends.libvirt import disks
-from cu_fleet.backends.libvirt.options import foreign_options
+from cu_fleet.backends.libvirt.options import ForeignOptions, foreign_options
 from cu_fleet.model.errors import BrokenError, InvalidError, NotFoundError, UnsupportedError
 from cu_fleet.model.profile import Profile
 
@@ -23,7 +23,7 @@ _TABLE = 64 * _SECTOR  # the master boot record, and a partition table as most a
 _MARK = b"\x55\xaa"
 _EFI = bytes.fromhex("28732ac11ff8d211ba4b00a0c93ec93b")  # what a GPT calls the EFI system partition
 _MBR_EFI = 0xEF
-_OURS = ("launch", "autostart", "home", "env")
+_BY_AGENT = ("launch", "autostart", "env")
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,18 @@ class Note:
     kind: str
     mark: str
     up_after: float | None
+    agent: bool
+    user: str
 
 
-def note(image: Given, up_after: float | None) -> bytes:
-    return json.dumps([str(image.path), image.kind, _mark(image.path), up_after]).encode()
+def note(image: Given, wanted: ForeignOptions) -> bytes:
+    said = Note(str(image.path), image.kind, _mark(image.path), wanted.up_after, wanted.agent, wanted.user)
+    return json.dumps(asdict(said)).encode()
 
 
 def as_it_was(folder: Path) -> Note:
     """The note of a warm state, whose image must not have been changed since: all that rests on it would be broken."""
-    found = Note(*json.loads((folder / NOTE).read_text("utf-8")))
+    found = noted(folder)
     try:
         now = _mark(Path(found.path))
     except FileNotFoundError:
@@ -66,6 +69,10 @@ def as_it_was(folder: Path) -> Note:
     return found
 
 
+def noted(folder: Path) -> Note:
+    return Note(**json.loads((folder / NOTE).read_text("utf-8")))
+
+
 def _mark(path: Path) -> str:
     """Changes when the image does."""
     found = path.stat()
@@ -74,14 +81,16 @@ def _mark(path: Path) -> str:
 
 def need(profile: Profile) -> Given:
     """The image of a profile, or in words why it cannot be had. Blocks."""
-    for key in _OURS:
+    wanted = foreign_options(profile)
+    for key in ("home", *(() if wanted.agent else _BY_AGENT)):
         if getattr(profile, key):
+            agent = " or say options: {agent: true}, if the image has qemu-guest-agent," if key != "home" else ""
             raise UnsupportedError(
                 f'profile "{profile.name}": {key}: needs a program of ours inside, and {profile.image} has none',
-                remedy=f"leave out {key}, or use our image: cu-fleet image build vm-desktop",
+                remedy=f"leave out {key},{agent} or use our image: cu-fleet image build vm-desktop",
                 code=f"no_{key}",
             )
-    found = look(Path(profile.image or ""), uefi=foreign_options(profile).firmware == "uefi")
+    found = look(Path(profile.image or ""), uefi=wanted.firmware == "uefi")
     if found.lacks:
         raise InvalidError(f"no machine can begin from {found.path}: {found.lacks}", code="not_bootable")
     return found

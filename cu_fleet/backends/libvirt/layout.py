@@ -149,6 +149,8 @@ class Layout:
 
     def folder(self, path: Path) -> Path:
         """Make a folder of the store, through which machines find their files but see no others."""
+        if path.is_relative_to(self.home):
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)  # where tokens will lie
         for one in (*reversed([p for p in path.parents if p.is_relative_to(self.store)]), path):
             with suppress(FileExistsError):
                 one.mkdir(parents=True)

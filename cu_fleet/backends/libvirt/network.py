@@ -216,7 +216,7 @@ class _Start:
 
         bubblewrap tells of that one while it is still at work on the namespace, and suffers nobody beside it there.
         """
-        passt = "passt --foreground --stderr --quiet --ipv4-only --no-map-gw"
+        passt = "passt --foreground --quiet --ipv4-only --no-map-gw"
         passt += " --tcp-ports none --udp-ports none"
         told = f"--dns {PLACE['resolver']} --no-dhcp-search --mac-addr {_ROUTER} --pid /tmp/pid"
         walls = "--unshare-user --unshare-net --unshare-pid --unshare-ipc --unshare-uts --unshare-cgroup-try"

@@ -2,7 +2,7 @@
 
 from typing import Literal, Self, TypeVar
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from cu_fleet.model.errors import InvalidError
 from cu_fleet.model.profile import Profile, Seconds
@@ -32,6 +32,14 @@ class ForeignOptions(Options):
 
     hardware: Literal["plain", "virtio"] = "plain"  # plain: SATA, USB and VGA, which every system can drive
     up_after: Seconds | None = None  # None: it is up when it rests, with a screen of the profile's size
+    agent: bool = False  # qemu-guest-agent runs in it, and may be asked
+    user: str = Field("", pattern=r"([a-z_][a-z0-9_.-]*)?", max_length=32)  # whose commands and files; empty: root's
+
+    @model_validator(mode="after")
+    def _user_needs_agent(self) -> Self:
+        if self.user and not self.agent:
+            raise ValueError("user needs agent: true")
+        return self
 
 
 T = TypeVar("T", bound=Options)

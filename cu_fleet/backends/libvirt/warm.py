@@ -32,6 +32,7 @@ from cu_fleet.backends.libvirt.hypervisor import Hypervisor
 from cu_fleet.backends.libvirt.identity import identity
 from cu_fleet.backends.libvirt.layout import Desk, Layout, drop
 from cu_fleet.backends.libvirt.options import image
+from cu_fleet.backends.libvirt.resting import resting
 from cu_fleet.backends.libvirt.seed import seed
 from cu_fleet.backends.libvirt.telling import telling
 from cu_fleet.backends.libvirt.wire import Wire, give_back, take
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _STATES_FAULT = ("wrong_state", "hypervisor_failed", "no_answer")  # or may be
 _MOST_SAID = 2000  # bytes of a machine's console that are kept
+_SECONDS_TO_REST = 120.0
+_REST, _BUSY = 2.0, 0.2  # seconds with no processor more than this share of its time at work
 SECONDS_TO_BOOT = 600.0  # under emulation, on a machine that has other things to do
 
 
@@ -255,9 +258,21 @@ class Warm:
         try:
             while not str(one.state.get("stage")).startswith("ready "):
                 await one.told()
+            await self._quiet(desk)
             await one.ask("b", identity(canary, "desktop"))
         finally:
             give_back(desk.port, one)
+
+    async def _quiet(self, desk: Desk) -> None:
+        """What a program still had to do when it was saved, it would do again in every desktop that wakes from it."""
+        try:
+            rests = resting(self.hypervisor, desk, _BUSY)
+            async with asyncio.timeout(_SECONDS_TO_REST), contextlib.aclosing(rests):
+                async for rested in rests:
+                    if rested >= _REST:
+                        return
+        except TimeoutError:
+            log.warning("the machine %s did not come to rest within %.0f s", desk.name, _SECONDS_TO_REST)
 
     async def _answering(self, desk: Desk) -> Wire:
         """The wire, once the machine is so far that it answers."""

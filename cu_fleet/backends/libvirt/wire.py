@@ -166,17 +166,37 @@ class Wires:
 
 
 @contextlib.asynccontextmanager
-async def wire(path: Path, desktop: str) -> AsyncIterator[Wire]:
+async def wire(path: Path, desktop: str, *, at_once: bool = False) -> AsyncIterator[Wire]:
     """The wire to the machine whose port is this socket, for as long as the context lasts."""
-    got = await take(path, desktop)
+    got = await take(path, desktop, at_once=at_once)
     try:
         yield got
     finally:
         give_back(path, got)
 
 
-async def take(path: Path, desktop: str) -> Wire:
-    """To be given back. Whoever comes first connects; the others wait for that."""
+async def take(path: Path, desktop: str, *, at_once: bool = False) -> Wire:
+    """To be given back. Whoever comes first connects; the others wait for that.
+
+    `at_once` is for who knows that somebody listens: he may ask before he has been greeted.
+    """
+    got = await _taken(path, desktop)
+    try:
+        if not (at_once or got.greeted):
+            await _greeted(got)
+    except BaseException:
+        give_back(path, got)
+        raise
+    return got
+
+
+async def _greeted(got: Wire) -> None:
+    async with answer_in_time(got.desktop):
+        while not got.greeted:
+            await got.told()
+
+
+async def _taken(path: Path, desktop: str) -> Wire:
     known = Wires.here().open
     while True:
         if (opening := known.get(path)) is None:
@@ -213,8 +233,6 @@ async def _connect(path: Path, desktop: str) -> Wire:
         sock = await _knock(path, desktop)
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: made, sock=sock)
-            while not made.greeted:
-                await made.told()
         except BaseException:
             made.end(UnavailableError("it was left", code="lost"))
             sock.close()

@@ -29,7 +29,8 @@ class Address:
         """For people, and for handles: whose desktops these are."""
         user = f"{self.user}@" if self.user else ""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{user}{host}" + (f":{self.port}" if self.port else "")
+        own = "" if "/system" in self.hypervisor else "/session"
+        return f"{user}{host}" + (f":{self.port}" if self.port else "") + own
 
     @property
     def by_hand(self) -> str:

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import stat
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -57,7 +58,7 @@ def abilities_of(backends: dict[str, Backend]) -> dict[str, list[str]]:
 
 async def serve(home: Path, machines: Path | None, making: Callable[..., dict[str, Backend]] = backends_of) -> int:
     """Until nobody is there any more. `home` is this user's own, `machines` where theirs lie."""
-    reader = await _stdin()
+    reader = await _stdin()  # before anything is answered: who stands at a terminal is told so in words
     try:
         hello = await _hello(reader)
         fleet, uri = _asked(hello)
@@ -89,6 +90,9 @@ def _say(greeting: Words) -> None:
 
 
 async def _stdin() -> asyncio.StreamReader:
+    kind = os.fstat(0).st_mode
+    if not stat.S_ISFIFO(kind) and not stat.S_ISSOCK(kind):
+        raise _not_for_hands()
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     return reader
@@ -102,12 +106,16 @@ async def _hello(reader: asyncio.StreamReader) -> Words:
     except (TimeoutError, ValueError, EOFError, asyncio.LimitOverrunError):
         hello = None
     if not isinstance(hello, dict):
-        raise InvalidError(
-            "this is begun by a controller elsewhere, whose machines are on this host",
-            remedy="give that one this host: LIBVIRT_DEFAULT_URI=qemu+ssh://user@host/system",
-            code="usage",
-        )
+        raise _not_for_hands()
     return hello
+
+
+def _not_for_hands() -> InvalidError:
+    return InvalidError(
+        "this is begun by a controller elsewhere, whose machines are on this host",
+        remedy="give that one this host: LIBVIRT_DEFAULT_URI=qemu+ssh://user@host/system",
+        code="usage",
+    )
 
 
 def _asked(hello: Words) -> tuple[str, str]:

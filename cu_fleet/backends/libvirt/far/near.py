@@ -34,7 +34,8 @@ from cu_fleet.backends.libvirt.far.process import FarProcess
 from cu_fleet.backends.libvirt.far.talk import IN, OUT, Talk, splice
 from cu_fleet.backends.libvirt.far.words import Seen
 from cu_fleet.backends.libvirt.images import Golden
-from cu_fleet.model.desktop import Handle
+from cu_fleet.backends.libvirt.telling import telling
+from cu_fleet.model.desktop import PROGRESS, Handle
 from cu_fleet.model.errors import FleetError, UnavailableError
 from cu_fleet.model.profile import Profile
 
@@ -95,11 +96,14 @@ class Asking:
             raise words.nonsense(self.host.name, str(said)[:200])
         return words.answer_of(do, said["done"], self.host.name)
 
-    async def made(self, do: str, spec: Spec, **asked: object) -> AsyncGenerator[Handle, None]:
+    async def made(self, do: str, spec: Spec, **asked: Handle) -> AsyncGenerator[Handle, None]:
         """Handles, the next of which is asked for only when the one before has been taken."""
         await asyncio.to_thread(self.use)
-        profile = await self.lay(spec.profile)
-        async with self.asking(do, spec=words.spec(replace(spec, profile=profile)), **asked) as talk:
+        laid: list[Profile] = []
+        async with aclosing(telling(self._lay(spec.profile, laid), self._laying)) as told:
+            async for progress in told:
+                yield {"desktop": spec.desktop, AT: self.host.name, **asked.get("handle", {}), PROGRESS: progress}
+        async with self.asking(do, spec=words.spec(replace(spec, profile=laid[0])), **asked) as talk:
             while True:
                 await talk.say({"next": True})
                 said = await talk.heard()
@@ -108,6 +112,12 @@ class Asking:
                     await self.answer(do, talk)
                     return
                 yield words.handle_of(said["handle"], self.host.name) | {AT: self.host.name}
+
+    async def _lay(self, profile: Profile, laid: list[Profile]) -> None:
+        laid.append(await self.lay(profile))
+
+    def _laying(self, seconds: float) -> str:
+        return f"what its home begins with is carried to {self.host.name}, for {seconds:.0f} s so far"
 
     async def lay(self, profile: Profile) -> Profile:
         """The profile as it reads over there, where its home's contents are under a name that follows from them."""

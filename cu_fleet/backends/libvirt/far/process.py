@@ -30,8 +30,10 @@ class FarProcess:
                 self._trouble = refusal_of(said["error"], self._talk.with_whom)
             elif "deaf" in said:
                 self._deaf = self._deaf or refusal_of(said["deaf"], self._talk.with_whom)
-        if self._talk.lost and self._code is None:
-            self._trouble = self._trouble or self._talk.lost
+        if self._talk.lost:
+            self._talk.close()
+            if self._code is None:
+                self._trouble = self._trouble or self._talk.lost
 
     async def write(self, data: bytes) -> None:
         left = memoryview(data)

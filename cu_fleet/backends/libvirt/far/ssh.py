@@ -204,16 +204,25 @@ class _Connection:
         try:
             self._socket = await self._greeting(process)
             self._ready.set_result(None)
-            while not process.stdout.at_eof():
-                process.stdin.write(b"\n")
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(BEAT):
-                        await process.stdout.read(4096)
+            await self._beat(process)
             await asyncio.wait([hearing], timeout=1.0)
             raise _lost(self.address, f"its cu-fleet has ended: {self._words()}")
         finally:
             hearing.cancel()
             await asyncio.gather(hearing, return_exceptions=True)
+
+    async def _beat(self, process: asyncssh.SSHClientProcess[bytes]) -> None:
+        """Give signs of life, until the other side gives none."""
+        import asyncssh
+
+        try:
+            while not process.stdout.at_eof():
+                process.stdin.write(b"\n")
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(BEAT):
+                        await process.stdout.read(4096)
+        except (asyncssh.Error, OSError) as e:
+            raise _lost(self.address, str(e)) from None
 
     async def _greeting(self, process: asyncssh.SSHClientProcess[bytes]) -> str:
         """Where it listens, or why it does not."""

@@ -21,6 +21,7 @@ from cu_fleet.model.profile import Profile
 Words = dict[str, Any]
 ABILITIES = ("snapshots", "exec", "freeze", "files", "network", "logs", "meter", "disk", "tidy")  # that cross
 VERSION = 1  # of how the two sides speak; the same in all that can talk to each other
+_LONGEST_HANDLE = 10_000  # characters
 _MOST_SAID = 4000  # characters of an error's sentence
 _CLASSES = {name: one for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, FleetError)}
 _FACT = re.compile(r"[a-z][a-z0-9_]{0,40}")
@@ -87,6 +88,8 @@ def profiles_of(said: object) -> list[Profile]:
 
 
 def handle_of(said: object, host: str = "") -> Handle:
+    if len(str(said)) > _LONGEST_HANDLE:
+        raise nonsense(host, "a handle without end")
     found: Handle = _believed(_HANDLE, said, host)
     return found
 
