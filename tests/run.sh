@@ -49,7 +49,7 @@ install() {
     PATH=$PATH:/usr/sbin command -v sshd >/dev/null || ssh=(openssh-server)
     examples/install.sh --extra dev at-spi2-core busybox-static chromium fonts-dejavu-core gcc gir1.2-gtk-3.0 git iproute2 \
       iptables libvirt-daemon-driver-qemu libvirt-daemon-system libvirt-dev mmdebstrap mousepad mtools novnc \
-      openssh-client ovmf passt pkg-config postgresql procps python3-dev python3-gi python3-pyqt5 python3-tk qemu-system-x86 \
+      openssh-client ovmf pkg-config postgresql procps python3-dev python3-gi python3-pyqt5 python3-tk qemu-system-x86 \
       qemu-utils swtpm swtpm-tools systemd-boot-efi tigervnc-viewer x11-xserver-utils x11vnc xclip xterm xvfb \
       "${engine[@]}" "${node[@]}" "${ssh[@]}" &&
       "$venv/bin/python" -m pip install -q --disable-pip-version-check "libvirt-python>=9"  # compiled, so after those

@@ -13,8 +13,7 @@ from pathlib import Path
 CARD = b"eth0"
 RESOLVER = "/etc/resolv.conf"
 _SIOCADDRT, _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x890B, 0x8914, 0x8916, 0x891C
-_SIOCSIFMTU, _SIOCSIFHWADDR = 0x8922, 0x8924
-_MTU = 65520
+_SIOCSIFHWADDR = 0x8924
 _UP, _ETHER, _ROUTE_UP, _GATEWAY = 1, 1, 1, 2
 
 
@@ -37,7 +36,6 @@ def connect(who: dict[str, str]) -> None:
 
         tell(_SIOCSIFFLAGS, struct.pack("H", 0))  # so that routes and neighbours are forgotten
         tell(_SIOCSIFHWADDR, struct.pack("H6s", _ETHER, bytes.fromhex(who["mac"].replace(":", ""))))
-        tell(_SIOCSIFMTU, struct.pack("i", _MTU))
         tell(_SIOCSIFADDR, _address(who["address"]))
         tell(_SIOCSIFNETMASK, _address(who["netmask"]))
         tell(_SIOCSIFFLAGS, struct.pack("H", _UP))

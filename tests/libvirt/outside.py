@@ -114,7 +114,7 @@ def processes(mark: str) -> list[str]:
 class Guest:
     """In QEMU's place: whoever is root in a machine can send any frame."""
 
-    MAC, IP = bytes.fromhex("020000000001"), "10.0.2.100"
+    MAC, IP = bytes.fromhex("020000000001"), "10.0.2.15"
 
     def __init__(self, path: Path) -> None:
         self._sock = socket.socket(socket.AF_UNIX)
@@ -161,7 +161,7 @@ class Guest:
                 data = self._sock.recv(65536)
             except TimeoutError:
                 return b""
-            assert data, "passt has hung up"
+            assert data, "the router has hung up"
             self._rest += data
 
 
@@ -189,9 +189,8 @@ def _sum(data: bytes) -> bytes:
 
 
 def _flags(frame: bytes, port: int) -> int | None:
-    """The flags of a whole TCP segment for this port of ours; None if it is something else."""
+    """The flags of a TCP segment for this port of ours; None if it is something else."""
     at = {b"\x08\x00": 14 + 20, b"\x86\xdd": 14 + 40}.get(frame[12:14])
     if at is None or len(frame) < at + 14 or frame[at + 2 : at + 4] != struct.pack("!H", port):
         return None
-    assert at != 34 or _sum(frame[26:34] + struct.pack("!HH", 6, len(frame) - at) + frame[at:]) == bytes(2)
     return frame[at + 13]

@@ -1,15 +1,15 @@
 """A network for machines whose profile says `full`: what a `local` desktop has, and with the same walls.
 
-QEMU's own user-mode network and passt, which speak to a guest directly, connect to whatever address its packets bear:
-a guest whose root writes 127.0.0.1 into them is at this machine's loopback, whatever options say of the router (tried
-with both; with passt ::1 too). So passt serves the guest from within a network namespace that has no other link than
-slirp4netns', which lets nobody at the loopback; what passt connects to there is what that namespace's own kernel can
-reach, and its loopback is empty. Guests are all alike in that: one address, one router, one name server, which is this
-machine's, wherever that listens and whatever it is by then. Neighbours have no road to each other.
+User-mode networks that speak to a guest directly, QEMU's own as well as passt, connect to whatever address its packets
+bear: a guest whose root writes 127.0.0.1 into them is at this machine's loopback, whatever options say of the router
+(tried with both). So a guest's router runs in a network namespace that has no other link than slirp4netns', which lets
+nobody at the loopback; what it connects to there is what that namespace's own kernel can reach, and its loopback is
+empty. Guests are all alike in that: one address, one router, one name server, which is this machine's, wherever that
+listens and whatever it is by then. Neighbours have no road to each other. (passt of Debian 12 is no router to be had:
+behind the same walls it broke off one in ten connections to a server that was busy, and QEMU's none.)
 
-When QEMU hangs up, what is between it and passt ends (`relay`), the namespace with it, and slirp4netns with that. It
-turns away whoever else connects, which is how it is proved that QEMU did. What is begun bears a mark, and `end` ends
-all who bear it.
+When QEMU hangs up, its router ends, the namespace with it, and slirp4netns with that. A router turns away whoever else
+connects, which is how it is proved that QEMU did. What is begun bears a mark, and `end` ends all who bear it.
 """
 
 import contextlib
@@ -27,24 +27,19 @@ from io import FileIO
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement
 
-from cu_fleet.backends.libvirt import relay
+from cu_fleet.backends.libvirt import router
 from cu_fleet.backends.libvirt.layout import Desk
 from cu_fleet.model.errors import ConflictError, UnavailableError
 
 QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
-PLACE = {
-    "address": "10.0.2.100",
-    "netmask": "255.255.255.0",
-    "gateway": "10.0.2.2",
-    "resolver": "10.0.2.3",
-}  # as slirp4netns lays it out
-PACKAGES = {"passt": "passt", "slirp4netns": "slirp4netns", "bwrap": "bubblewrap"}
+# as both QEMU's network and slirp4netns lay it out
+PLACE = {"address": "10.0.2.15", "netmask": "255.255.255.0", "gateway": "10.0.2.2", "resolver": "10.0.2.3"}
+PACKAGES = {"slirp4netns": "slirp4netns", "bwrap": "bubblewrap", "qemu-system-x86_64": "qemu-system-x86"}
 TUN = Path("/dev/net/tun")
 _PYTHON = "/usr/bin/python3"  # ours may lie where the desktop's own user cannot read it
-_ROUTER = "02:00:00:00:00:02"  # the same for all, so that a fork finds it where the first one did
 _CARD = "02:00:00:00:00:01"  # until a machine is told its own
 _SECONDS = 30.0
-_SECONDS_TO_SHUT = 5.0
+_SECONDS_TO_SHUT = 20.0
 _NAP = 0.01
 _MOST_SAID = 64 << 10
 _NS_GET_USERNS = 0xB701
@@ -198,7 +193,7 @@ class _Start:
         self.desk, self.uid = desk, uid
         self.until = time.monotonic() + _SECONDS
         self._held = contextlib.ExitStack()
-        self.go, self.errors, self.tether, self.info, self.here, self.ready = (self._pipe() for _ in range(6))
+        self.go, self.errors, self.tether, self.info, self.said, self.ready = (self._pipe() for _ in range(6))
 
     def _pipe(self) -> _Pipe:
         pipe = _Pipe()
@@ -212,25 +207,37 @@ class _Start:
         self._held.close()
 
     def enclose(self) -> int:
-        """A namespace, in which what serves the guest waits for a word; returns its first process.
+        """A namespace, in which the router waits for a word; returns its first process.
 
         bubblewrap tells of that one while it is still at work on the namespace, and suffers nobody beside it there.
         """
-        passt = "passt --foreground --quiet --ipv4-only --no-map-gw"
-        passt += " --tcp-ports none --udp-ports none"
-        told = f"--dns {PLACE['resolver']} --no-dhcp-search --mac-addr {_ROUTER} --pid /tmp/pid"
-        walls = "--unshare-user --unshare-net --unshare-pid --unshare-ipc --unshare-uts --unshare-cgroup-try"
-        seen = ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--bind", str(self.desk.net), "/tmp"]  # noqa: S108
+        resolver = self.desk.net / "resolv.conf"
+        resolver.write_text(f"nameserver {PLACE['resolver']}\n")  # slirp4netns'
+        resolver.chmod(0o644)
+        walls = ["--unshare-user", "--unshare-net", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
+        for path in map(Path, ("/usr", "/bin", "/sbin", "/lib", "/lib64")):
+            if path.exists():
+                walls += ["--symlink", str(path.readlink())] if path.is_symlink() else ["--ro-bind", str(path)]
+                walls += [str(path)]
+        walls += [
+            "--ro-bind-try",
+            "/etc/ld.so.cache",
+            "/etc/ld.so.cache",
+            "--ro-bind",
+            str(resolver),
+            "/etc/resolv.conf",
+        ]
+        walls += ["--dev", "/dev", "--proc", "/proc", "--bind", str(self.desk.net), "/tmp"]  # noqa: S108  # inside
         given = {"--info-fd": self.info.into, "--sync-fd": self.tether.into}
-        options = [word for name, file in given.items() for word in (name, str(file.fileno()))]
-        serve = [_PYTHON, "-I", "-S", "-c", Path(relay.__file__).read_text("utf-8")]
-        bwrap = ["bwrap", *walls.split(), *seen, *options, "--", *serve, *passt.split(), *told.split()]
-        self._spawn([*self._dropped(), *self._named(bwrap)], *given.values(), hears=self.go.out, says=self.here.into)
+        walls += [word for name, file in given.items() for word in (name, str(file.fileno()))]
+        serve = [_PYTHON, "-I", "-S", "-c", Path(router.__file__).read_text("utf-8")]
+        bwrap = self._named(["bwrap", *walls, "--", *serve])
+        self._spawn([*self._dropped(), *bwrap], *given.values(), hears=self.go.out, says=self.said.into)
         try:
             pid = int(json.loads(self._heard(self.info, b"}"))["child-pid"])
         except (ValueError, KeyError):
             pid = 0
-        if not (self._heard(self.here, b"\n") and pid):
+        if not (self._heard(self.said, b"here\n") and pid):
             raise self._failed("bubblewrap could not enclose it")
         return pid
 
@@ -252,15 +259,11 @@ class _Start:
             raise self._failed("slirp4netns could not connect it")
 
     def serve(self) -> None:
-        """Let it begin. passt writes its number down when it is ready, and who started it listens by then."""
+        """Let the router listen."""
         with contextlib.suppress(BrokenPipeError):  # it has ended, and said why
             self.go.into.write(b"\n")
-        self.errors.into.close()
-        said, pid = b"", self.desk.net / "pid"
-        while not (pid.exists() and pid.stat().st_size):
-            if (more := self._more(self.errors, _NAP)) == b"" or time.monotonic() > self.until:
-                raise self._failed("passt did not come up", said)
-            said += more or b""
+        if not self._heard(self.said, b"up\n"):
+            raise self._failed("its router did not come up")
 
     def _spawn(
         self, argv: Sequence[str], *given: FileIO, hears: FileIO | None = None, says: FileIO | None = None
@@ -302,12 +305,12 @@ class _Start:
         waiting.register(pipe.out, select.POLLIN)
         return pipe.out.read(4096) if waiting.poll(max(seconds, 0) * 1000) else None
 
-    def _failed(self, why: str, said: bytes = b"") -> UnavailableError:
+    def _failed(self, why: str) -> UnavailableError:
         for pipe in (self.go, self.tether):
             pipe.close()
         self.errors.into.close()
         self.until = min(self.until, time.monotonic() + 1)  # those who end say why, and then end
-        words = (said + self._heard(self.errors, b"\0"))[-_MOST_SAID:].decode("utf-8", "replace").strip()[-1500:]
+        words = self._heard(self.errors, b"\0")[-_MOST_SAID:].decode("utf-8", "replace").strip()[-1500:]
         return UnavailableError(
             f"desktop {self.desk.id} has no network: {why}" + (f"; it said: {words}" if words else ""),
             remedy="see what is missing: cu-fleet doctor",
