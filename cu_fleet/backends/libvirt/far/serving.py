@@ -5,6 +5,7 @@ here, and a command is ended. Desktops live on.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -59,21 +60,17 @@ class Serving:
             await asyncio.wait(tasks, timeout=_SECONDS_TO_END)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async with Talk(reader, writer, "the controller") as talk:
-            try:
-                async with asyncio.timeout(_SECONDS_TO_ASK):
-                    asked = await talk.heard()
-                await first_of([self._answer(talk, asked), talk.over()], str(asked.get("do"))[:40])
-            except (FleetError, TimeoutError) as e:
-                log.debug("a call ended: %s", e)
+        async with Talk(reader, writer, "the controller", serves=True) as talk:
+            with contextlib.suppress(TimeoutError):
+                await first_of([self._answer(talk), talk.over()], "answer")
 
-    async def _answer(self, talk: Talk, asked: Words) -> None:
+    async def _answer(self, talk: Talk) -> None:
+        async with asyncio.timeout(_SECONDS_TO_ASK):
+            asked = await talk.heard()
         do = str(asked.pop("do", ""))
         try:
             done = await self._do(do, talk, asked)
         except FleetError as e:
-            if talk.lost:
-                raise
             await talk.say(words.refusal(e))
         except Exception as e:
             log.exception("%s failed", do)
@@ -221,9 +218,10 @@ async def _get(backend: Backend, talk: Talk, asked: Words) -> None:
     try:
         async for chunk in _has(backend, "files").get(_handle(asked), str(asked["path"])):
             await talk.write(OUT, chunk)
-    finally:
-        if not talk.lost:
-            await talk.end(OUT)
+    except FleetError:
+        await talk.end(OUT)
+        raise
+    await talk.end(OUT)
     await talk.say(words.answer("get", None))
 
 
