@@ -26,7 +26,8 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 @pytest.fixture
 def house(store: Path) -> Iterator[Home]:
-    with home(memory="4G", start_timeout=120, machines="/nowhere") as one:
+    with home(memory="4G", start_timeout=120) as one:
+        one.env["CU_FLEET_MACHINES"] = str(one.path / "machines")
         yield one
 
 
@@ -96,7 +97,7 @@ def test_a_lease_on_a_machine_of_another_host(
         fleet = run(house.fleet())
         assert [name for name in names if fleet in name] == []
         assert [*(store / fleet / "desktops").iterdir()] == []
-        assert not Path("/nowhere").exists()
+        assert not (house.path / "machines").exists(), "nothing of it lies here"
         run(until(lambda: not knowing(f"HOME={there.folder}/own/home"), timeout=30), timeout=60)
         drop(store / fleet)
 
