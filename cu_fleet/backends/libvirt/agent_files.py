@@ -9,10 +9,11 @@ from __future__ import annotations
 import stat
 
 from cu_fleet.backends.base import FileInfo
+from cu_fleet.backends.libvirt.agent_exec import NO_SHELL
 from cu_fleet.backends.libvirt.files import Files
 from cu_fleet.backends.slot import MAX_LISTED, parts
 from cu_fleet.model.desktop import Handle
-from cu_fleet.model.errors import BrokenError, InvalidError
+from cu_fleet.model.errors import BrokenError, InvalidError, UnsupportedError
 
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link"}
 # sh -c this put PATH MODE END | get PATH | list PATH | remove PATH; as `cu_fleet.guest.files`, but for the list
@@ -77,6 +78,9 @@ class AgentFiles(Files):
         process = await self._begin(handle, ["list", path])
         try:
             entries = (await self._said(process, path)).split("\0")[:-1]
+        except UnsupportedError as e:
+            _insist_on_none(e)
+            return []
         finally:
             await process.kill()
         try:
@@ -86,6 +90,18 @@ class AgentFiles(Files):
         if len(found) > MAX_LISTED:
             raise InvalidError(f"{path!r} holds more than {MAX_LISTED} files", code="too_many_files", path=path)
         return sorted(found, key=lambda one: one.path)
+
+    async def remove(self, handle: Handle, path: str) -> None:
+        try:
+            await super().remove(handle, path)
+        except UnsupportedError as e:
+            _insist_on_none(e)
+
+
+def _insist_on_none(e: UnsupportedError) -> None:
+    """Where there is no shell nothing was ever put in, and nothing has to be taken out."""
+    if e.code != NO_SHELL:
+        raise e
 
 
 def _info(entry: str, folder: str) -> FileInfo:
