@@ -149,7 +149,7 @@ class Agent:
             try:
                 _insist(e, "agent_refused")
                 await self.run(["date", "-u", "-s", f"@{time.time():.0f}"])
-            except (UnavailableError, TimeoutError) as again:
+            except UnavailableError as again:
                 log.warning("the clock of desktop %s is wrong: %s; %s", self.desk.id, e, again)
 
     # files, in pieces
@@ -183,14 +183,14 @@ class Agent:
 
     async def run(self, argv: Sequence[str]) -> None:
         """Run something short of ours, to its end."""
-        pid = await self.begin(argv)
-        async with asyncio.timeout(_SECONDS_TO_RUN):
-            for pause in pauses():
-                if (code := await self.ask("exec-status", ended, pid=pid)) is not None:
-                    break
-                await asyncio.sleep(pause)
-        if code:
-            raise UnavailableError(f"{argv[0]} on desktop {self.desk.id} ended with {code}", code="command_failed")
+        pid, until = await self.begin(argv), time.monotonic() + _SECONDS_TO_RUN
+        for pause in pauses():
+            if (code := await self.ask("exec-status", ended, pid=pid)) is not None or time.monotonic() > until:
+                break
+            await asyncio.sleep(pause)
+        if code != 0:
+            how = "does not end" if code is None else f"ended with {code}"
+            raise UnavailableError(f"{argv[0]} on desktop {self.desk.id} {how}", code="command_failed")
 
 
 def pauses() -> Iterator[float]:
@@ -213,7 +213,8 @@ def _commands(said: Any) -> set[str]:
 
 
 def _piece(said: Any) -> tuple[bytes, bool]:
-    return base64.b64decode(str(said.get("buf-b64", "")), validate=True), said["eof"] is True
+    data = base64.b64decode(str(said.get("buf-b64", "")), validate=True)
+    return data, said["eof"] is True or not data
 
 
 def _insist(e: UnavailableError, *codes: str) -> None:

@@ -37,7 +37,7 @@ exec "$@"
 """
 _KILL = r"""
 end() { kill -STOP "$1"; for one in $(cat "/proc/$1/task/"*/children); do end "$one"; done; kill -KILL "$1"; }
-end "$0" 2>/dev/null
+end "$0" 2>/dev/null; exit 0
 """
 
 
@@ -188,7 +188,7 @@ class Command:
         elif self._code is None:
             with contextlib.suppress(FleetError, TimeoutError):
                 async with asyncio.timeout(_SECONDS_TO_END):
-                    await self.agent.begin(["sh", "-c", _KILL, str(self._pid)])
+                    await self.agent.run(["sh", "-c", _KILL, str(self._pid)])
                     await self.wait()
         await self._drop()
 
