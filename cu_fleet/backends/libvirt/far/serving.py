@@ -70,15 +70,14 @@ class Serving:
         do = str(asked.pop("do", ""))
         try:
             done = await self._do(do, talk, asked)
+            if do not in _TALKS:
+                await talk.say(words.answer(do, done))
         except FleetError as e:
             await talk.say(words.refusal(e))
         except Exception as e:
             log.exception("%s failed", do)
             failed = BrokenError(f"cu-fleet failed over there: {type(e).__name__}: {e}", code="host_failed")
             await talk.say(words.refusal(failed))
-        else:
-            if do not in _TALKS:
-                await talk.say(words.answer(do, done))
 
     async def _do(self, do: str, talk: Talk, asked: Words) -> object:
         name = str(asked.pop("backend", ""))
@@ -243,7 +242,7 @@ async def _exec(backend: Backend, talk: Talk, asked: Words) -> None:
         async with asyncio.TaskGroup() as all_of_it:
             for number, work in enumerate(works):
                 all_of_it.create_task(work, name=f"command {number}")
-    except* FleetError as several:
+    except ExceptionGroup as several:
         raise several.exceptions[0] from None
     finally:
         await process.kill()

@@ -189,7 +189,7 @@ class _Connection:
             self._ssh = await _dial(self.address)
         try:
             with _in_words(self.address):
-                process = await self._ssh.create_process(COMMAND, encoding=None)
+                process = await self._ssh.create_process(COMMAND, encoding=None, request_pty=False)
                 await self._serve(process)
         finally:
             self._ssh.abort()
@@ -372,6 +372,7 @@ async def _dial(address: Address) -> asyncssh.SSHClientConnection:
             keepalive_interval=_KEEPALIVE[0],
             keepalive_count_max=_KEEPALIVE[1],
             agent_forwarding=False,
+            x11_forwarding=False,
             password=None,
         )
 

@@ -52,7 +52,7 @@ class Talk:
         self.lost: FleetError | None = None
         self._reader, self._writer = reader, writer
         self._news = asyncio.Event()
-        self._chunks: deque[tuple[int, bytes]] = deque()
+        self._chunks: deque[tuple[int, bytearray]] = deque()
         self._ended: set[int] = set()
         self._room = dict.fromkeys(range(3), WINDOW)  # that may still be sent
         self._held = dict.fromkeys(range(3), 0)  # that was not read yet
@@ -134,7 +134,8 @@ class Talk:
             said = json.loads(body)
         except (ValueError, RecursionError):
             said = None
-        if not isinstance(said, dict) or len(self.words) >= _MOST_WAITING:
+        too_much = len(self.words) >= _MOST_WAITING or (self.words and len(body) > MOST)
+        if not isinstance(said, dict) or too_much:
             raise nonsense(self.with_whom, "words that are none, or too many")
         self.words.append(said)
 
@@ -142,8 +143,10 @@ class Talk:
         self._held[channel] += len(body)
         if self._held[channel] > WINDOW or channel in self._ended:
             raise nonsense(self.with_whom, "more bytes than there is room for")
-        if body:
-            self._chunks.append((channel, body))
+        if self._chunks and self._chunks[-1][0] == channel and len(self._chunks[-1][1]) < MOST:
+            self._chunks[-1][1].extend(body)  # so that many small ones take no more room than large ones
+        elif body:
+            self._chunks.append((channel, bytearray(body)))
 
     async def change(self) -> None:
         """Wait until there is something new. Whoever waits has looked before, without a pause between."""
@@ -167,15 +170,15 @@ class Talk:
         while True:
             if found := next((one for one in self._chunks if one[0] in channels), None):
                 self._chunks.remove(found)
-                await self._thank(*found)
-                return found
+                await self._thank(found[0], len(found[1]))
+                return found[0], bytes(found[1])
             if self._ended.issuperset(channels):
                 return None
             await self.change()
 
-    async def _thank(self, channel: int, data: bytes) -> None:
-        self._held[channel] -= len(data)
-        self._owed[channel] += len(data)
+    async def _thank(self, channel: int, size: int) -> None:
+        self._held[channel] -= size
+        self._owed[channel] += size
         if self._owed[channel] >= WINDOW // 4:
             owed, self._owed[channel] = self._owed[channel], 0
             if not self.lost:
