@@ -242,7 +242,7 @@ class Hands:
         with_keys = await self._with(action.modifiers)
         self.fingers.point(action.x, action.y)
         for number in range(action.count):
-            if number:  # Chromium takes presses of the same millisecond for one
+            if number and not self.fingers.qemu:  # Chromium takes presses of the same millisecond for one
                 await self.screen.sync()
                 await asyncio.sleep(_BETWEEN)
             await self._button(action.button, down=True, several=action.count > 1)
