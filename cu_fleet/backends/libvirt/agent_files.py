@@ -51,14 +51,14 @@ get)
   [ -f "./$name" ] && [ ! -L "./$name" ] || no not_a_file "is no file"
   exec dd bs=65536 count=$(($(stat -c %s "./$name") / 65536 + 1)) 2>/dev/null <"./$name";;  # were it to grow for ever
 list)
-  show() { stat -c '%f %s %Y' "./$1" && printf '%s\0' "$1"; }
-  if [ "$name" ] && there "./$name" && { [ -L "./$name" ] || [ ! -d "./$name" ]; }; then show "$name"; exit; fi
+  show() { stat -c '%f %s %Y' "./$1" && printf '%s\0' "$2"; }
+  if [ "$name" ] && there "./$name" && { [ -L "./$name" ] || [ ! -d "./$name" ]; }; then show "$name" ""; exit; fi
   [ -z "$name" ] || into "$name"
   n=0
   for one in * .[!.]* ..?*; do
     there "./$one" || continue
     n=$((n + 1)); [ "$n" -le MOST ] || no too_many_files "holds more than MOST files"
-    show "$one" || continue  # it has gone meanwhile
+    show "$one" "$one" || continue  # it has gone meanwhile
   done;;
 remove)
   if [ "$name" ]; then rm -rf "./$name"
@@ -108,5 +108,5 @@ def _info(entry: str, folder: str) -> FileInfo:
     about, _, name = entry.partition("\n")
     mode, size, mtime = about.split()
     bits = int(mode, 16)
-    path = f"{folder.strip('/')}/{name}" if folder.strip("/") else name
+    path = f"{folder}/{name}".strip("/")
     return FileInfo(path, _KINDS.get(stat.S_IFMT(bits), "other"), int(size), float(mtime), stat.S_IMODE(bits))
