@@ -451,8 +451,9 @@ async def far_side(folder: Path, fleet: str) -> AsyncIterator[tuple[asyncio.subp
         yield process, path
     finally:
         if process.returncode is None:
-            process.kill()
-            await process.wait()
+            process.terminate()
+            assert await process.wait() == 0
+            assert not path.parent.exists()
 
 
 def far_backend(folder: Path, sock: Path) -> FarBackend:
