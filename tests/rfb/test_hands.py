@@ -402,6 +402,14 @@ def test_qemu_hears_places_so_that_they_are_met_after_it_and_the_machine_have_ro
     assert done({"type": "move", "x": 3, "y": 4}, server_name=b"QEMU") == [(5, 0, 4, 5)]
 
 
+def test_a_place_that_qemu_was_sent_before_is_sent_so_that_the_machine_hears_it() -> None:
+    click = {"type": "click", "x": 3, "y": 4}
+    assert done(click, click | {"button": "right"}, server_name=b"QEMU") == [
+        *[(5, 0, 4, 5), (5, 1, 4, 5), (5, 0, 4, 5)],
+        *[(5, 0, 3, 5), (5, 0, 4, 5), (5, 4, 4, 5), (5, 0, 4, 5)],
+    ]
+
+
 def test_a_wheel_is_turned_sideways_by_somebody_inside_or_refused() -> None:
     scroll = {"type": "scroll", "x": 3, "y": 4, "dx": -2, "dy": 0}
     with pytest.raises(UnsupportedError, match="sideways") as e:
