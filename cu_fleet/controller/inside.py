@@ -37,6 +37,7 @@ from cu_fleet.stores.base import Tx
 _CLIPBOARD_MOST = 1 << 20
 _WITHIN = 15.0  # seconds for any answer of the helper
 _DRAWN = 8.0  # seconds for X to pass on what was drawn
+_LATE = 2.0  # seconds after which it has told what did not arrive
 _HEARD = 5.0  # seconds for a window manager's
 _STAYS = 1.0  # seconds after which a program that was started is taken to stay
 log = logging.getLogger(__name__)
@@ -218,7 +219,7 @@ class Inside:
         try:
             helper = await self._helper_of(desktop_id)
             return await helper.call(
-                "arrived", timeout=within + _HEARD, wanted=dict(wanted), place=list(place), within=within
+                "arrived", timeout=within + _LATE, wanted=dict(wanted), place=list(place), within=within
             )
         except FleetError as e:
             log.warning("desktop %s: what of its input has arrived is not known: %s", desktop_id, e)

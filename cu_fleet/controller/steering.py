@@ -227,6 +227,7 @@ class Steering:
         await self.core.note(work)
 
     async def _pass_on(self, hands: Hands, burst: Burst) -> None:
+        await hands.fingers.passage.begin()
         while True:
             while self._events and isinstance(event := self._events[0], Keyed | Pointed):
                 self._events.popleft()

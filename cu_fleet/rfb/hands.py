@@ -218,14 +218,14 @@ class Hands:
         await self.fingers.passage.turn("pointer")
         match action:
             case Move():
-                self.fingers.point(action.x, action.y)
+                self.fingers.place(action.x, action.y)
             case Click():
                 await self._click(action)
             case Press():
                 self._check(action.button)
                 if self._pressed and not self._pressed.by_hand:
                     await self._apart(action.button, action.x, action.y)
-                self.fingers.point(action.x, action.y)
+                self.fingers.place(action.x, action.y)
                 await self._button(action.button, down=True, by_hand=True)
             case Release():
                 self._check(action.button)
@@ -240,9 +240,9 @@ class Hands:
         self._check(action.button)
         await self._apart(action.button, action.x, action.y)
         with_keys = await self._with(action.modifiers)
-        self.fingers.point(action.x, action.y)
+        self.fingers.place(action.x, action.y)
         for number in range(action.count):
-            if number:  # Chromium takes presses of the same millisecond for one
+            if number and not self.fingers.qemu:  # Chromium takes presses of the same millisecond for one
                 await self.screen.sync()
                 await asyncio.sleep(_BETWEEN)
             await self._button(action.button, down=True, several=action.count > 1)
@@ -253,7 +253,7 @@ class Hands:
         self._check(action.button)
         await self._apart(action.button, *action.path[0])
         with_keys = await self._with(action.modifiers)
-        self.fingers.point(*action.path[0])
+        self.fingers.place(*action.path[0])
         await self._button(action.button, down=True)
         await asyncio.sleep(_DWELL)
         for x, y in _between(action.path):
@@ -270,7 +270,7 @@ class Hands:
         if action.dx and self.fingers.qemu and self.fingers.extra is None:
             raise _no_wheel()
         with_keys = await self._with(action.modifiers)
-        self.fingers.point(action.x, action.y)
+        self.fingers.place(action.x, action.y)
         for number, way in enumerate(ways, 1):
             await self._turn(way)
             if number % BEFORE_SYNC == 0:

@@ -49,7 +49,7 @@ class Passage:
         self._later = {"keys": 0.0, "pointer": 0.0}  # and when the machine will have heard what of it is whose
         self._down: set[int] = set()
         self._released = False  # whether a button was, since one was pressed
-        self._place, self._buttons = place, 0
+        self.place, self._buttons = place, 0
 
     # what is sent
 
@@ -63,10 +63,10 @@ class Passage:
         changed = self._buttons ^ buttons
         pressed, notches = (changed & ~_WHEEL).bit_count(), (changed & buttons & _WHEEL).bit_count()
         self._sends(
-            "pointer", 2, _POINTED * bool(changed), buttons=pressed, notches=notches, motions=place != self._place
+            "pointer", 2, _POINTED * bool(changed), buttons=pressed, notches=notches, motions=place != self.place
         )
         self._released |= bool(changed & self._buttons & ~_WHEEL)
-        self._place, self._buttons = place, buttons
+        self.place, self._buttons = place, buttons
 
     def _sends(self, device: str, room: int, seconds: float, **wanted: int) -> None:
         if self.narrow:
@@ -83,7 +83,7 @@ class Passage:
             return
         await _until(self._later["keys"])
         told = await self._ask(
-            {**dict.fromkeys(COUNTED, 0), "motions": _NEVER}, self._place, _AT_FIRST
+            {**dict.fromkeys(COUNTED, 0), "motions": _NEVER}, self.place, _AT_FIRST
         )  # until it is there
         if told and all(isinstance(told.get(what), int) for what in COUNTED):
             self._counter = told.get("of")
@@ -118,7 +118,7 @@ class Passage:
         if not any(asked.values()):
             return True
         wanted = {what: self._wanted[what] for what in COUNTED}
-        told = await self._ask(wanted, self._place, within)
+        told = await self._ask(wanted, self.place, within)
         if told is None or told.get("of") != self._counter:
             self._counter = None
             return False

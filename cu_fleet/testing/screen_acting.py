@@ -295,6 +295,12 @@ class ScreenActingContract(DeliveredContract):
 
     # the pointer
 
+    def test_a_place_is_met_again_after_a_program_has_moved_the_pointer(self, hall: Hall) -> None:
+        click = {"type": "click", "x": 300, "y": 200}
+        hall.pressed(click)
+        assert hall.ask(["warp", 700, 500], "x") == [700, 500]
+        self._at([event for event in hall.pressed(click) if event[0] == "button"], [(300, 200)])
+
     def test_double_and_triple_clicks_are_understood(self, hall: Hall) -> None:
         assert self._clicks(hall, (700, 600, 1)) == ["press", "release"]
         two = ["press", "release", "press", "double", "release"]

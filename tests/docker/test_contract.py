@@ -33,4 +33,4 @@ class OnDocker(BackendBase):
 
 
 class TestDocker(OnDocker, BackendContract):
-    pass
+    sharing = True

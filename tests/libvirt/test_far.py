@@ -18,6 +18,7 @@ import pytest
 from cu_fleet import __version__
 from cu_fleet.app import profiles
 from cu_fleet.backends.base import Backend, Place, Spec
+from cu_fleet.backends.libvirt import where
 from cu_fleet.backends.libvirt.far import homes, words
 from cu_fleet.backends.libvirt.far.address import address, is_far
 from cu_fleet.backends.libvirt.far.host import Host
@@ -123,6 +124,19 @@ def test_what_names_none_is_refused(uri: str) -> None:
     with pytest.raises(InvalidError) as caught:
         address(uri)
     assert caught.value.code == "bad_hypervisor"
+
+
+def test_a_host_that_is_misnamed_concerns_only_who_needs_it(tmp_path: Path) -> None:
+    async def body() -> None:
+        one, other = where.backends(Place(tmp_path, "f", hypervisor="qemu+ssh://there/nothing"))
+        assert (one.name, other.name) == ("libvirt", "libvirt-vnc")
+        assert await one.found() == []
+        [check] = await one.check()
+        assert "names no host with machines" in check.detail
+        with pytest.raises(InvalidError):
+            await take(one.start(Spec("dk_1", PROFILE, "bt_1", "a")))
+
+    run(body())
 
 
 def test_desktops_of_one_host_are_not_looked_for_at_another(tmp_path: Path) -> None:
@@ -437,8 +451,9 @@ async def far_side(folder: Path, fleet: str) -> AsyncIterator[tuple[asyncio.subp
         yield process, path
     finally:
         if process.returncode is None:
-            process.kill()
-            await process.wait()
+            process.terminate()
+            assert await process.wait() == 0
+            assert not path.parent.exists()
 
 
 def far_backend(folder: Path, sock: Path) -> FarBackend:

@@ -3,6 +3,7 @@ signed under Secure Boot, and one under BIOS with a guest agent inside."""
 
 import asyncio
 import contextlib
+import json
 import os
 import struct
 import subprocess
@@ -167,9 +168,13 @@ async def lease(controller: Controller, agent: str) -> LeaseView:
 
 
 def desk(controller: Controller, of: LeaseView) -> Desk:
+    return _backend(controller).layout.desk(str(of.desktop))
+
+
+def _backend(controller: Controller) -> LibvirtVncBackend:
     backend = controller.core.backend(FOREIGN)
     assert isinstance(backend, LibvirtVncBackend)
-    return backend.layout.desk(str(of.desktop))
+    return backend
 
 
 async def ask(controller: Controller, of: LeaseView, words: str) -> str:
@@ -356,6 +361,7 @@ def test_one_runs_under_bios_and_its_guest_agent_is_asked_for_all_that_it_can_do
             two = await lease(controller, "two")
             assert await Inside(controller, two).sh("cat began; ls /tmp/state launched 2>/dev/null") == (1, "profile\n")
             assert await Inside(controller, two).list() == {}
+            await proves(Inside(controller, two))
 
     run(body(), timeout=900)
 
@@ -416,9 +422,18 @@ async def restores(inside: Inside) -> None:
     assert await inside.clock_is_right()
     assert await inside.sh("cat /tmp/state; cat Shared/kept") == (0, "one\nover it")
     await ask(controller, of, wrong)
-    await controller.freeze(ANA, str(of.desktop), frozen=True)
-    await controller.freeze(ANA, str(of.desktop), frozen=False)
+    await controller.freeze(ANA, str(of.desktop))
+    await controller.thaw(ANA, str(of.desktop))
     assert await inside.clock_is_right()
+
+
+async def proves(inside: Inside) -> None:
+    """What wakes and does not know what was left in it is not handed out."""
+    saved = await inside.controller.save(ANA, inside.of.lease, "")
+    about = _backend(inside.controller).layout.snapshot(saved.id) / "about.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "canary": "another"}))
+    desktop = await inside.controller.restore(ANA, saved.id)
+    assert desktop.stage == "quarantined"
 
 
 def _read(path: Path) -> bytes:

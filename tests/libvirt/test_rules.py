@@ -140,6 +140,27 @@ def test_one_list_of_packages_makes_desktops_everywhere() -> None:
     assert "tigervnc-standalone-server" not in packages, "QEMU has the screen"
 
 
+def test_a_user_without_ids_of_their_own_is_told_how_to_get_some_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("mmdebstrap", "mke2fs", "qemu-img"):
+        (tmp_path / name).touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(images.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(images, "_as_root", lambda _: ["sh", "-c", "echo no line matching user >&2; exit 1"])
+    with pytest.raises(UnavailableError, match="no line matching user") as said:
+        images.build(layout(tmp_path), "vm-desktop", print, "now")
+    assert said.value.code == "no_ids"
+    assert "apt-get install uidmap && usermod --add-subuids" in (said.value.remedy or "")
+    assert not layout(tmp_path).store.exists(), "and nothing was begun"
+
+
+def test_a_home_that_an_image_is_the_first_to_lie_in_is_its_owners_alone(tmp_path: Path) -> None:
+    home = tmp_path / "new/home"
+    Layout(Place(home, "f"), home / "libvirt").folder(home / "libvirt/images")
+    assert home.stat().st_mode & 0o777 == 0o700
+
+
 def test_what_is_no_kernel_is_not_taken_for_one() -> None:
     with pytest.raises(BrokenError, match="packed in a way"):
         images.unpacked(bytes(4096))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Self
 
@@ -117,8 +118,16 @@ class There:
             self._thread.join()
         self._door = None
         while self._sshds:
-            sshd = self._sshds.pop()  # that is nsenter, which waits for it
-            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-                for child in Path(f"/proc/{sshd.pid}/task/{sshd.pid}/children").read_text().split():
-                    os.kill(int(child), signal.SIGKILL)
-            sshd.wait(20)
+            _kill(self._sshds.pop())
+
+
+def _kill(sshd: subprocess.Popen[bytes]) -> None:
+    """What was started is nsenter, which begins it and waits for it."""
+    until = time.monotonic() + 20
+    while sshd.poll() is None:
+        assert time.monotonic() < until, "sshd does not end"
+        with contextlib.suppress(OSError):
+            for child in Path(f"/proc/{sshd.pid}/task/{sshd.pid}/children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            sshd.wait(0.05)

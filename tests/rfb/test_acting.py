@@ -32,6 +32,7 @@ X11VNC = {
     },
     **SWITCHING,
     **{f"wheel {way}": "it maps five buttons" for way in ("left", "right")},
+    "a_place_is_met_again_after_a_program_has_moved_the_pointer": "it passes on no place that is the one before",
     "the_clipboard_both_ways": "it claims the extended clipboard and hands nothing of it on, and looks at X's seldom",
 }
 NOBODY_INSIDE = {

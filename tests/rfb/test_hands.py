@@ -388,6 +388,44 @@ def test_what_qemu_takes_for_something_else_is_refused(keys: str) -> None:
     assert not {sym for kind, _, sym, *_ in last.heard if kind == 4} & {0x32, 0x40, 0x1008FF1B, 0xFFCA, 0xE9}
 
 
+def test_qemu_is_sent_the_digits_above_the_letters_while_num_lock_is_off() -> None:
+    assert done({"type": "key", "keys": "KP_1"}, {"type": "key", "keys": "KP_Decimal"}, server_name=b"QEMU") == [
+        *tap("1"),
+        *tap("."),
+    ]
+    held = [{"type": "key_down", "key": "KP_7"}, {"type": "key_up", "key": "KP_7"}, {"type": "key", "keys": "KP_Add"}]
+    assert done(*held, server_name=b"QEMU") == [*tap("7"), *tap(NAMES["KP_Add"])]
+    assert done({"type": "key", "keys": "KP_1"}) == tap(NAMES["KP_1"])
+
+
+def test_qemu_hears_places_so_that_they_are_met_after_it_and_the_machine_have_rounded_down() -> None:
+    assert done({"type": "move", "x": 3, "y": 4}, server_name=b"QEMU") == [(5, 0, 4, 5)]
+
+
+def test_a_place_that_qemu_was_sent_before_is_sent_so_that_the_machine_hears_it() -> None:
+    click = {"type": "click", "x": 3, "y": 4}
+    assert done(click, click | {"button": "right"}, server_name=b"QEMU") == [
+        *[(5, 0, 4, 5), (5, 1, 4, 5), (5, 0, 4, 5)],
+        *[(5, 0, 3, 5), (5, 0, 4, 5), (5, 4, 4, 5), (5, 0, 4, 5)],
+    ]
+
+
+def test_a_wheel_is_turned_sideways_by_somebody_inside_or_refused() -> None:
+    scroll = {"type": "scroll", "x": 3, "y": 4, "dx": -2, "dy": 0}
+    with pytest.raises(UnsupportedError, match="sideways") as e:
+        done(scroll, server_name=b"QEMU")
+    assert e.value.code == "no_such_button"
+    assert last.heard == []
+    pressed: list[tuple[str, bool, int, int]] = []
+
+    async def press(*how: Any) -> None:
+        pressed.append(how)
+
+    done(scroll, server_name=b"QEMU", extra=Extra(press, lambda: asyncio.sleep(0)))
+    assert pressed == [("wheel_left", True, 3, 4), ("wheel_left", False, 3, 4)] * 2
+    assert 32 in {buttons for kind, buttons, *_ in done(scroll) if kind == 5}, "others have it"
+
+
 def test_what_took_room_in_the_keyboard_is_counted_for_all_hands_on_a_server() -> None:
     async def work() -> None:
         async with Server() as server:

@@ -16,7 +16,7 @@ import base64
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cu_fleet.backends.libvirt import machines
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+FROZEN = "frozen"
 NEEDED = ("exec", "exec-status", "file-open", "file-read", "file-write", "file-close", "set-time")  # guest-…
 _CHUNK = 32 << 10  # bytes of a file in one message; of messages of 256 KiB, QEMU 7.2 was seen to lose parts
 _SECONDS = 20  # for any one answer; what takes longer is begun, and asked for again
@@ -60,6 +61,16 @@ class Agent:
                 ) from None
 
         return await self.hypervisor.do(work)
+
+    async def ask_awake(self, command: str, hear: Callable[[Any], T], **arguments: object) -> T:
+        """The same, of a machine that may be frozen for a while."""
+        for pause in pauses():
+            try:
+                return await self.ask(command, hear, **arguments)
+            except UnavailableError as e:
+                _insist(e, FROZEN)
+            await asyncio.sleep(pause)
+        raise AssertionError("there always is another pause")
 
     # who it is
 
@@ -135,12 +146,11 @@ class Agent:
         try:
             await self.ask("set-time", lambda _: None, time=time.time_ns())
         except UnavailableError as e:
-            _insist(e, "agent_refused")
             try:
+                _insist(e, "agent_refused")
                 await self.run(["date", "-u", "-s", f"@{time.time():.0f}"])
             except UnavailableError as again:
-                _insist(again, "agent_refused", "command_failed")
-                log.warning("the clock of desktop %s stands: %s; %s", self.desk.id, e.what, again.what)
+                log.warning("the clock of desktop %s is wrong: %s; %s", self.desk.id, e, again)
 
     # files, in pieces
 
@@ -152,7 +162,7 @@ class Agent:
 
     async def read(self, handle: int) -> tuple[bytes, bool]:
         """The next of it, and whether that was the last there is now."""
-        return await self.ask("file-read", _piece, handle=handle, count=_CHUNK)
+        return await self.ask_awake("file-read", _piece, handle=handle, count=_CHUNK)
 
     async def write(self, handle: int, data: bytes) -> None:
         for at in range(0, len(data), _CHUNK):
@@ -173,17 +183,17 @@ class Agent:
 
     async def run(self, argv: Sequence[str]) -> None:
         """Run something short of ours, to its end."""
-        pid = await self.begin(argv)
-        async with asyncio.timeout(_SECONDS_TO_RUN):
-            for pause in pauses():
-                if (code := await self.ask("exec-status", ended, pid=pid)) is not None:
-                    break
-                await asyncio.sleep(pause)
-        if code:
-            raise UnavailableError(f"{argv[0]} on desktop {self.desk.id} ended with {code}", code="command_failed")
+        pid, until = await self.begin(argv), time.monotonic() + _SECONDS_TO_RUN
+        for pause in pauses():
+            if (code := await self.ask("exec-status", ended, pid=pid)) is not None or time.monotonic() > until:
+                break
+            await asyncio.sleep(pause)
+        if code != 0:
+            how = "does not end" if code is None else f"ended with {code}"
+            raise UnavailableError(f"{argv[0]} on desktop {self.desk.id} {how}", code="command_failed")
 
 
-def pauses() -> Any:
+def pauses() -> Iterator[float]:
     """Between two questions whether something has ended: growing."""
     pause, grows, most = _PAUSES
     while True:
@@ -203,7 +213,8 @@ def _commands(said: Any) -> set[str]:
 
 
 def _piece(said: Any) -> tuple[bytes, bool]:
-    return base64.b64decode(str(said.get("buf-b64", "")), validate=True), said["eof"] is True
+    data = base64.b64decode(str(said.get("buf-b64", "")), validate=True)
+    return data, said["eof"] is True or not data
 
 
 def _insist(e: UnavailableError, *codes: str) -> None:
@@ -231,5 +242,5 @@ def _refusal(e: Exception, desk: Desk, libvirt: Any) -> UnavailableError | None:
     if code in (libvirt.VIR_ERR_AGENT_UNRESPONSIVE, libvirt.VIR_ERR_AGENT_UNSYNCED):
         return UnavailableError(f"the guest agent of desktop {desk.id} does not answer: {said}", code="no_answer")
     if code == libvirt.VIR_ERR_OPERATION_INVALID:
-        return UnavailableError(f"desktop {desk.id} is frozen, or its machine has ended: {said}", code="not_running")
+        return UnavailableError(f"desktop {desk.id} stands still at this moment: {said}", code=FROZEN)
     return None

@@ -13,10 +13,11 @@ import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from cu_fleet.backends.libvirt.agent import Agent, ended, pauses
+from cu_fleet.backends.libvirt.agent import FROZEN, Agent, ended, pauses
 from cu_fleet.guest.init import MOST_REQUEST
 from cu_fleet.model.errors import FleetError, InvalidError, UnavailableError, UnsupportedError
 
+NO_SHELL = "no_shell"
 _KILLED = 137
 _SECONDS_TO_END = 10.0
 # sh -c this FOLDER USER CWD N NAME=VALUE… WORD…; without a folder nobody will ask what it says
@@ -36,7 +37,7 @@ exec "$@"
 """
 _KILL = r"""
 end() { kill -STOP "$1"; for one in $(cat "/proc/$1/task/"*/children); do end "$one"; done; kill -KILL "$1"; }
-end "$0" 2>/dev/null
+end "$0" 2>/dev/null; exit 0
 """
 
 
@@ -101,7 +102,18 @@ class Command:
                 if self._input is not None:
                     await self.agent.close(self._input)
                     self._input = None
-                await self.agent.ask("exec", self._born, path=self._words[0], arg=self._words[1:])
+                await self._ask_to_begin()
+
+    async def _ask_to_begin(self) -> None:
+        try:
+            await self.agent.ask("exec", self._born, path=self._words[0], arg=self._words[1:])
+        except UnavailableError as e:
+            if e.code != "agent_refused":
+                raise
+            raise UnsupportedError(
+                f"desktop {self.agent.desk.id} has no shell, by which its guest agent would run commands: {e.what}",
+                code=NO_SHELL,
+            ) from None
 
     def _born(self, said: Any) -> None:
         self._pid = int(said["pid"])
@@ -122,7 +134,7 @@ class Command:
             if self._code is not None:
                 return
             try:
-                await self.agent.ask("exec-status", self._hear, pid=self._pid)
+                await self.agent.ask_awake("exec-status", self._hear, pid=self._pid)
             except UnavailableError as e:
                 raise UnavailableError(
                     f"the command on desktop {self.agent.desk.id} was lost with it: {e.what}", code="lost"
@@ -161,7 +173,7 @@ class Command:
             try:
                 handles[number] = await self.agent.open(f"{self._folder}/{number}", "rb")
             except UnavailableError as e:
-                if e.code != "agent_refused":
+                if e.code not in ("agent_refused", FROZEN):
                     raise
                 return  # it has not come so far
         last = False
@@ -176,7 +188,7 @@ class Command:
         elif self._code is None:
             with contextlib.suppress(FleetError, TimeoutError):
                 async with asyncio.timeout(_SECONDS_TO_END):
-                    await self.agent.begin(["sh", "-c", _KILL, str(self._pid)])
+                    await self.agent.run(["sh", "-c", _KILL, str(self._pid)])
                     await self.wait()
         await self._drop()
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import stat
 
 from cu_fleet.backends.base import FileInfo
+from cu_fleet.backends.libvirt.agent_exec import NO_SHELL
 from cu_fleet.backends.libvirt.files import Files
 from cu_fleet.backends.slot import MAX_LISTED, parts
 from cu_fleet.model.desktop import Handle
-from cu_fleet.model.errors import BrokenError, InvalidError
+from cu_fleet.model.errors import BrokenError, InvalidError, UnsupportedError
 
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link"}
 # sh -c this put PATH MODE END | get PATH | list PATH | remove PATH; as `cu_fleet.guest.files`, but for the list
@@ -50,14 +51,14 @@ get)
   [ -f "./$name" ] && [ ! -L "./$name" ] || no not_a_file "is no file"
   exec dd bs=65536 count=$(($(stat -c %s "./$name") / 65536 + 1)) 2>/dev/null <"./$name";;  # were it to grow for ever
 list)
-  show() { stat -c '%f %s %Y' "./$1" && printf '%s\0' "$1"; }
-  if [ "$name" ] && there "./$name" && { [ -L "./$name" ] || [ ! -d "./$name" ]; }; then show "$name"; exit; fi
+  show() { stat -c '%f %s %Y' "./$1" && printf '%s\0' "$2"; }
+  if [ "$name" ] && there "./$name" && { [ -L "./$name" ] || [ ! -d "./$name" ]; }; then show "$name" ""; exit; fi
   [ -z "$name" ] || into "$name"
   n=0
   for one in * .[!.]* ..?*; do
     there "./$one" || continue
     n=$((n + 1)); [ "$n" -le MOST ] || no too_many_files "holds more than MOST files"
-    show "$one" || continue  # it has gone meanwhile
+    show "$one" "$one" || continue  # it has gone meanwhile
   done;;
 remove)
   if [ "$name" ]; then rm -rf "./$name"
@@ -77,6 +78,9 @@ class AgentFiles(Files):
         process = await self._begin(handle, ["list", path])
         try:
             entries = (await self._said(process, path)).split("\0")[:-1]
+        except UnsupportedError as e:
+            _insist_on_none(e)
+            return []
         finally:
             await process.kill()
         try:
@@ -87,10 +91,22 @@ class AgentFiles(Files):
             raise InvalidError(f"{path!r} holds more than {MAX_LISTED} files", code="too_many_files", path=path)
         return sorted(found, key=lambda one: one.path)
 
+    async def remove(self, handle: Handle, path: str) -> None:
+        try:
+            await super().remove(handle, path)
+        except UnsupportedError as e:
+            _insist_on_none(e)
+
+
+def _insist_on_none(e: UnsupportedError) -> None:
+    """Where there is no shell nothing was ever put in, and nothing has to be taken out."""
+    if e.code != NO_SHELL:
+        raise e
+
 
 def _info(entry: str, folder: str) -> FileInfo:
     about, _, name = entry.partition("\n")
     mode, size, mtime = about.split()
     bits = int(mode, 16)
-    path = f"{folder.strip('/')}/{name}" if folder.strip("/") else name
+    path = f"{folder}/{name}".strip("/")
     return FileInfo(path, _KINDS.get(stat.S_IFMT(bits), "other"), int(size), float(mtime), stat.S_IMODE(bits))

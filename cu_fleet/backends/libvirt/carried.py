@@ -40,7 +40,7 @@ class Carried:
         assert abilities.exec
         assert abilities.files
         self.desk, self.exec, self.files, self.most = desk, abilities.exec, abilities.files, most
-        self.fed = fed or self.exec
+        self.fed = fed
         self.words = (_ANY_PACK, _ANY_UNPACK) if fed else (_PACK, _UNPACK)
         self.lost = ""
 
@@ -62,7 +62,7 @@ class Carried:
         """Into the machine that woke."""
         try:
             if not self.lost:
-                await unpack(partial(self.fed.exec, handle), self.desk, self.words[1])
+                await unpack(partial((self.fed or self.exec).exec, handle), self.desk, self.words[1])
         except FleetError as e:
             self._lose(e)
         if self.lost:

@@ -15,14 +15,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from cu_fleet.backends import door
 from cu_fleet.backends.base import Abilities, Check, Endpoint, Place, Process, Saved, Spec, Usage
 from cu_fleet.backends.libvirt import carried, checks, domain, given, machines
 from cu_fleet.backends.libvirt.agent import Agent
@@ -40,21 +38,16 @@ from cu_fleet.backends.libvirt.backend import (
     _Tidy,
 )
 from cu_fleet.backends.libvirt.disks import overlay
-from cu_fleet.backends.libvirt.hypervisor import Hypervisor
 from cu_fleet.backends.libvirt.images import NAMES
 from cu_fleet.backends.libvirt.layout import Desk, Layout
 from cu_fleet.backends.libvirt.options import FOREIGN, foreign_options
+from cu_fleet.backends.libvirt.rest import Rest
 from cu_fleet.backends.libvirt.snapshots import Snapshots, about, env_of
 from cu_fleet.backends.libvirt.tidying import Tidy
 from cu_fleet.backends.libvirt.warm import SECONDS_TO_BOOT, State, Warm
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import BrokenError, FleetError, UnavailableError, UnsupportedError
 from cu_fleet.model.profile import Profile
-
-_REST = 10.0  # seconds of rest after which a machine is taken to be up
-_WRONG = 60.0  # seconds of rest with a screen of another size, after which it will not change any more
-_BUSY = 0.5  # of any of its processors' time; one that rests still hears its timers, and may have to wait for a turn
-_NAP = 1.0
 
 
 class ForeignWarm(Warm):
@@ -89,7 +82,7 @@ class ForeignWarm(Warm):
         noted = await asyncio.to_thread(given.as_it_was, desk.dir)
         wait = noted.up_after
         await self.hypervisor.do(lambda api: machines.begin(api, own, desk, uid))
-        rest = _Rest(self.hypervisor, desk, (machine.width, machine.height), os.geteuid() if uid is None else uid)
+        rest = Rest(self.hypervisor, desk, (machine.width, machine.height), os.geteuid() if uid is None else uid)
         try:
             async with asyncio.timeout(SECONDS_TO_BOOT + (wait or 0)):
                 await rest.reached(wait)
@@ -104,45 +97,6 @@ class ForeignWarm(Warm):
                 remedy="say how long it takes until it is up: options: {up_after: 3m}",
                 code="start_failed",
             ) from None
-
-
-class _Rest:
-    """Whether a machine has come to rest: its processors idle, its screen of the size it shall have."""
-
-    def __init__(self, hypervisor: Hypervisor, desk: Desk, size: tuple[int, int], uid: int) -> None:
-        self.hypervisor, self.desk, self.size, self.uid = hypervisor, desk, size, uid
-        self.said = "it showed nothing"
-
-    async def reached(self, after: float | None) -> None:
-        if after is not None:
-            await asyncio.sleep(after)
-            await self.hypervisor.do(lambda api: machines.must_run(api, self.desk))
-            return
-        at = since = time.monotonic()
-        wanted = await self._wanted()
-        while True:
-            await asyncio.sleep(_NAP)
-            before, wanted = wanted, await self._wanted()
-            last, at = at, time.monotonic()
-            if max(now - then for then, now in zip(before, wanted, strict=True)) > _BUSY * (at - last):
-                since = at
-            if at - since >= _REST and await self._shows(at - since):
-                return
-
-    async def _wanted(self) -> list[float]:
-        return await self.hypervisor.do(lambda api: machines.wanted(api, machines.must_run(api, self.desk)))
-
-    async def _shows(self, rested: float) -> bool:
-        with door.connect(self.desk, self.desk.screen.name, self.uid) as sock:
-            found = await door.screen_size(sock)
-        self.said = f"its screen is {found[0]}x{found[1]}, not {self.size[0]}x{self.size[1]} as its profile says"
-        if found != self.size and rested > _WRONG:
-            raise BrokenError(
-                f"the image is up, but {self.said}",
-                remedy=f"say screen: {{width: {found[0]}, height: {found[1]}}}",
-                code="wrong_geometry",
-            )
-        return found == self.size
 
 
 def _key(machine: domain.Machine, *facts: str) -> str:

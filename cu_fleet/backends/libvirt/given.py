@@ -44,8 +44,8 @@ class Note:
     kind: str
     mark: str
     up_after: float | None
-    agent: bool
-    user: str
+    agent: bool = False
+    user: str = ""
 
 
 def note(image: Given, wanted: ForeignOptions) -> bytes:
@@ -70,7 +70,8 @@ def as_it_was(folder: Path) -> Note:
 
 
 def noted(folder: Path) -> Note:
-    return Note(**json.loads((folder / NOTE).read_text("utf-8")))
+    said = json.loads((folder / NOTE).read_text("utf-8"))
+    return Note(*said) if isinstance(said, list) else Note(**said)  # a list: of before there were agents
 
 
 def _mark(path: Path) -> str:

@@ -9,9 +9,11 @@ from cu_fleet.backends.libvirt import building
 from cu_fleet.backends.libvirt.backend import LibvirtBackend
 from cu_fleet.backends.libvirt.far.address import address, is_far
 from cu_fleet.backends.libvirt.far.beside import abilities_of, backends_of
+from cu_fleet.backends.libvirt.far.host import Host, Unusable
 from cu_fleet.backends.libvirt.far.near import FarBackend, FarImages
 from cu_fleet.backends.libvirt.far.ssh import SshHost
 from cu_fleet.backends.libvirt.images import Golden
+from cu_fleet.model.errors import InvalidError
 from cu_fleet.model.profile import Profile
 
 
@@ -39,8 +41,11 @@ async def build(
     return await FarImages(host, place).build(name, say, ours, fresh=fresh)
 
 
-def _host(place: Place) -> SshHost | None:
+def _host(place: Place) -> Host | None:
     uri = place.hypervisor or os.environ.get("LIBVIRT_DEFAULT_URI")
     if not uri or not is_far(uri):
         return None
-    return SshHost(address(uri), place.fleet, abilities_of(backends_of(place, uri)))
+    try:
+        return SshHost(address(uri), place.fleet, abilities_of(backends_of(place, uri)))
+    except InvalidError as e:
+        return Unusable(e)

@@ -2,7 +2,7 @@
 
 `"events"`: those since it was asked last: `["key", keysym, state]`, `["keyup", keysym, state]`, `["button", number,
 state, x, y, time]`, `["buttonup", …]`, `["motion", x, y, state]`. `"held"`: how many keys are down, and the mask of
-modifiers and buttons; `"pointer"`: where that is. It answers a line of JSON with one.
+modifiers and buttons; `"pointer"`: where that is; `["warp", x, y]`: have it there. It answers a line of JSON with one.
 """
 
 import json
@@ -63,7 +63,12 @@ def pointer() -> list[int]:
     return [found.root_x, found.root_y]
 
 
-ANSWERS = {"events": drain, "held": held, "pointer": pointer}
+def warp(x: int, y: int) -> list[int]:
+    screen.root.warp_pointer(x, y)
+    return pointer()
+
+
+ANSWERS: dict[str, Any] = {"events": drain, "held": held, "pointer": pointer, "warp": warp}
 
 
 def main() -> None:
@@ -77,7 +82,9 @@ def main() -> None:
     d.sync()
     print(json.dumps("ready"), file=answers, flush=True)
     for line in sys.stdin:
-        print(json.dumps(ANSWERS[json.loads(line)]()), file=answers, flush=True)
+        asked: Any = json.loads(line)
+        name, *place = [asked] if isinstance(asked, str) else asked
+        print(json.dumps(ANSWERS[name](*place)), file=answers, flush=True)
 
 
 main()

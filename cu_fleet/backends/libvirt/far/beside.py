@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import signal
 import stat
 import sys
 import tempfile
@@ -75,6 +76,8 @@ async def serve(home: Path, machines: Path | None, making: Callable[..., dict[st
         homes.tidy(place.profile_dirs[0])
         server = await asyncio.start_unix_server(serving.accept, alone.sock)
         alone.sock.chmod(0o600)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, alone.left.set)
         said = {"socket": str(alone.sock), "abilities": abilities_of(backends)}
         _say({"version": __version__, "speaks": VERSION, **said})
         try:

@@ -21,11 +21,15 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 def pack(folder: Path) -> tuple[str, bytes]:
     """The same for the same content."""
     data = io.BytesIO()
+
+    def bounded(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        if data.tell() + member.size > MOST:
+            raise InvalidError(f"{folder} is more than {MOST >> 20} MiB, too much for another host", code="large")
+        return member
+
     with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for one in sorted(folder.iterdir()):
-            tar.add(one, one.name)
-            if data.tell() > MOST:
-                raise InvalidError(f"{folder} is more than {MOST >> 20} MiB, too much for another host", code="large")
+            tar.add(one, one.name, filter=bounded)
     packed = data.getvalue()
     return hashlib.sha256(packed).hexdigest(), packed
 

@@ -5,12 +5,14 @@ from collections.abc import Coroutine
 from typing import Any
 
 from cu_fleet.backends.libvirt.far.talk import Reader, Talk, Writer
-from cu_fleet.model.errors import UnavailableError
+from cu_fleet.model.errors import FleetError, UnavailableError
 
 _MOST = 400  # streams at once
 
 
 class Host:
+    """One that is reached somehow."""
+
     def __init__(self, name: str) -> None:
         self.name = name
         self._talks: set[Talk] = set()
@@ -34,3 +36,14 @@ class Host:
         self._carrying.add(task)
         task.add_done_callback(self._carrying.discard)
         return task
+
+
+class Unusable(Host):
+    """One that is not: whoever needs it hears why, and nobody else."""
+
+    def __init__(self, why: FleetError) -> None:
+        super().__init__("nowhere")
+        self._why = why
+
+    async def stream(self) -> tuple[Reader, Writer]:
+        raise self._why

@@ -5,6 +5,7 @@ here, and a command is ended. Desktops live on.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -59,29 +60,24 @@ class Serving:
             await asyncio.wait(tasks, timeout=_SECONDS_TO_END)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async with Talk(reader, writer, "the controller") as talk:
-            try:
-                async with asyncio.timeout(_SECONDS_TO_ASK):
-                    asked = await talk.heard()
-                await first_of([self._answer(talk, asked), talk.over()], str(asked.get("do"))[:40])
-            except (FleetError, TimeoutError) as e:
-                log.debug("a call ended: %s", e)
+        async with Talk(reader, writer, "the controller", serves=True) as talk:
+            with contextlib.suppress(TimeoutError):
+                await first_of([self._answer(talk), talk.over()], "answer")
 
-    async def _answer(self, talk: Talk, asked: Words) -> None:
+    async def _answer(self, talk: Talk) -> None:
+        async with asyncio.timeout(_SECONDS_TO_ASK):
+            asked = await talk.heard()
         do = str(asked.pop("do", ""))
         try:
             done = await self._do(do, talk, asked)
+            if do not in _TALKS:
+                await talk.say(words.answer(do, done))
         except FleetError as e:
-            if talk.lost:
-                raise
             await talk.say(words.refusal(e))
         except Exception as e:
             log.exception("%s failed", do)
             failed = BrokenError(f"cu-fleet failed over there: {type(e).__name__}: {e}", code="host_failed")
             await talk.say(words.refusal(failed))
-        else:
-            if do not in _TALKS:
-                await talk.say(words.answer(do, done))
 
     async def _do(self, do: str, talk: Talk, asked: Words) -> object:
         name = str(asked.pop("backend", ""))
@@ -221,9 +217,10 @@ async def _get(backend: Backend, talk: Talk, asked: Words) -> None:
     try:
         async for chunk in _has(backend, "files").get(_handle(asked), str(asked["path"])):
             await talk.write(OUT, chunk)
-    finally:
-        if not talk.lost:
-            await talk.end(OUT)
+    except FleetError:
+        await talk.end(OUT)
+        raise
+    await talk.end(OUT)
     await talk.say(words.answer("get", None))
 
 
@@ -245,7 +242,7 @@ async def _exec(backend: Backend, talk: Talk, asked: Words) -> None:
         async with asyncio.TaskGroup() as all_of_it:
             for number, work in enumerate(works):
                 all_of_it.create_task(work, name=f"command {number}")
-    except* FleetError as several:
+    except ExceptionGroup as several:
         raise several.exceptions[0] from None
     finally:
         await process.kill()

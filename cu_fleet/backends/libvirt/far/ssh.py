@@ -38,7 +38,7 @@ COMMAND = (
 _SECONDS_TO_CONNECT = 15.0
 _SECONDS = 60.0  # until the far side says where it listens
 _KEEPALIVE = (5, 3)  # seconds between two signs of life, and how many may stay away
-_BACK = 15.0  # seconds that a host which answered before may take to come back
+_BACK = 25.0  # seconds that a host which answered before may take to come back
 _AGAIN = 0.5
 _REFUSED_FOR = 2.0  # seconds for which a refusal is not tried anew
 _WINDOW = 1 << 20  # bytes of one stream on their way here
@@ -189,7 +189,7 @@ class _Connection:
             self._ssh = await _dial(self.address)
         try:
             with _in_words(self.address):
-                process = await self._ssh.create_process(COMMAND, encoding=None)
+                process = await self._ssh.create_process(COMMAND, encoding=None, request_pty=False)
                 await self._serve(process)
         finally:
             self._ssh.abort()
@@ -372,6 +372,7 @@ async def _dial(address: Address) -> asyncssh.SSHClientConnection:
             keepalive_interval=_KEEPALIVE[0],
             keepalive_count_max=_KEEPALIVE[1],
             agent_forwarding=False,
+            x11_forwarding=False,
             password=None,
         )
 

@@ -5,7 +5,8 @@ channel has ended; `a`, how many bytes of a channel were read, for which others 
 holds of each channel what it gave room for and no more: so a stream that is full of bytes that nobody wants still
 carries a word, and its end is noticed at once. Whoever sends more than there is room for is not listened to any more.
 
-The end of the stream says that this side wants no more of it: that is how a call is cancelled.
+The end of the stream says that this side wants no more of it: that is how a call is cancelled. Whoever serves one hears
+of that only so, by being cancelled, and only once: what cleans up is not disturbed by an error besides.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NoReturn, Protocol, Self
 
 from cu_fleet.backends.libvirt.far.words import Words, nonsense
 from cu_fleet.model.errors import BrokenError, FleetError, UnavailableError
@@ -45,13 +46,13 @@ class Writer(Protocol):
 class Talk:
     """One side of one stream. What it heard before the stream ended can still be read."""
 
-    def __init__(self, reader: Reader, writer: Writer, with_whom: str) -> None:
-        self.with_whom = with_whom
+    def __init__(self, reader: Reader, writer: Writer, with_whom: str, *, serves: bool = False) -> None:
+        self.with_whom, self._serves = with_whom, serves
         self.words: deque[Words] = deque()
         self.lost: FleetError | None = None
         self._reader, self._writer = reader, writer
         self._news = asyncio.Event()
-        self._chunks: deque[tuple[int, bytes]] = deque()
+        self._chunks: deque[tuple[int, bytearray]] = deque()
         self._ended: set[int] = set()
         self._room = dict.fromkeys(range(3), WINDOW)  # that may still be sent
         self._held = dict.fromkeys(range(3), 0)  # that was not read yet
@@ -133,7 +134,8 @@ class Talk:
             said = json.loads(body)
         except (ValueError, RecursionError):
             said = None
-        if not isinstance(said, dict) or len(self.words) >= _MOST_WAITING:
+        too_much = len(self.words) >= _MOST_WAITING or (self.words and len(body) > MOST)
+        if not isinstance(said, dict) or too_much:
             raise nonsense(self.with_whom, "words that are none, or too many")
         self.words.append(said)
 
@@ -141,14 +143,21 @@ class Talk:
         self._held[channel] += len(body)
         if self._held[channel] > WINDOW or channel in self._ended:
             raise nonsense(self.with_whom, "more bytes than there is room for")
-        if body:
-            self._chunks.append((channel, body))
+        if self._chunks and self._chunks[-1][0] == channel and len(self._chunks[-1][1]) < MOST:
+            self._chunks[-1][1].extend(body)  # so that many small ones take no more room than large ones
+        elif body:
+            self._chunks.append((channel, bytearray(body)))
 
     async def change(self) -> None:
         """Wait until there is something new. Whoever waits has looked before, without a pause between."""
         if self.lost:
-            raise self.lost
+            await self._no_more(self.lost)
         await self._news.wait()
+
+    async def _no_more(self, why: FleetError) -> NoReturn:
+        if self._serves:
+            await asyncio.get_running_loop().create_future()  # until cancelled
+        raise why
 
     async def heard(self) -> Words:
         """The next words."""
@@ -161,19 +170,20 @@ class Talk:
         while True:
             if found := next((one for one in self._chunks if one[0] in channels), None):
                 self._chunks.remove(found)
-                await self._thank(*found)
-                return found
+                await self._thank(found[0], len(found[1]))
+                return found[0], bytes(found[1])
             if self._ended.issuperset(channels):
                 return None
             await self.change()
 
-    async def _thank(self, channel: int, data: bytes) -> None:
-        self._held[channel] -= len(data)
-        self._owed[channel] += len(data)
+    async def _thank(self, channel: int, size: int) -> None:
+        self._held[channel] -= size
+        self._owed[channel] += size
         if self._owed[channel] >= WINDOW // 4:
             owed, self._owed[channel] = self._owed[channel], 0
-            with contextlib.suppress(FleetError):  # what was heard is read though nobody sends any more
-                await self._send("a", bytes([channel]) + owed.to_bytes(4, "big"))
+            if not self.lost:
+                with contextlib.suppress(FleetError):  # what was heard is read though nobody sends any more
+                    await self._send("a", bytes([channel]) + owed.to_bytes(4, "big"))
 
     async def chunks(self, channel: int) -> AsyncIterator[bytes]:
         while got := await self.read(channel):
@@ -216,12 +226,12 @@ class Talk:
 
     async def _send(self, kind: str, body: bytes) -> None:
         if self.lost:
-            raise self.lost
+            await self._no_more(self.lost)
         try:
             self._writer.write(len(body).to_bytes(4, "big") + kind.encode() + body)
             await self._writer.drain()
         except OSError as e:
-            raise self._broken(str(e)) from None
+            await self._no_more(self._broken(str(e)))
 
 
 def _whole(buffer: bytearray, with_whom: str) -> int | None:
