@@ -67,7 +67,7 @@ class TestLibvirt(BackendContract):
 
         async def body(backend: Backend) -> None:
             handle = await self.borrow(backend)
-            said = (await self.command(backend, handle, "fc-cache", "--system-only", "--verbose"))[1].decode()
+            said = (await self.command(backend, handle, "fc-cache", "--system-only", "--verbose")).out.decode()
             assert "/usr/share/fonts" in said
             assert "caching, new cache" not in said
 
