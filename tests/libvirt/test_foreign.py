@@ -273,7 +273,7 @@ async def refuses(code: str, work: Awaitable[object]) -> None:
 def test_under_secure_boot_only_what_was_signed_runs(
     libvirtd: PrivateLibvirt, open_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Debian's own chain, with the keys of Microsoft; its loader is first offered a kernel that somebody changed."""
+    """Debian's own chain, with the keys of Microsoft; its loader is first offered a program that nobody signed."""
     monkeypatch.setenv("LIBVIRT_DEFAULT_URI", libvirtd.uri)
     image = tiny.make_signed(open_folder)
     secure = UEFI | {"options": {"firmware": "uefi", "secure_boot": True, "hardware": "virtio"}}
@@ -283,7 +283,7 @@ def test_under_secure_boot_only_what_was_signed_runs(
             one = await lease(controller, "one")
             on = "od -An -tu1 /sys/firmware/efi/efivars/SecureBoot-*"
             assert (await ask(controller, one, on)).split()[-1] == "1"
-            assert "changed=refused" in await ask(controller, one, "cat /proc/cmdline")
+            assert "unsigned=refused" in await ask(controller, one, "cat /proc/cmdline")
 
     run(body(), timeout=900)
 
