@@ -43,7 +43,7 @@ class Beside(Protocol):
         """Return when the window manager has let go of so many presses of a button; False if nobody can tell."""
 
     async def arrived(
-        self, desktop: str, wanted: Mapping[str, int], place: tuple[int, int], within: float
+        self, desktop: str, wanted: Mapping[str, int], place: tuple[int, int], within: float, of: object
     ) -> Mapping[str, object] | None:
         """What has come into a machine, once it is what is wanted; None if nobody can tell."""
 

@@ -214,12 +214,12 @@ class Inside:
         return answer.get("heard") is True
 
     async def arrived(
-        self, desktop_id: str, wanted: Mapping[str, int], place: tuple[int, int], within: float
+        self, desktop_id: str, wanted: Mapping[str, int], place: tuple[int, int], within: float, of: object
     ) -> Mapping[str, object] | None:
         try:
             helper = await self._helper_of(desktop_id)
             return await helper.call(
-                "arrived", timeout=within + _LATE, wanted=dict(wanted), place=list(place), within=within
+                "arrived", timeout=within + _LATE, wanted=dict(wanted), place=list(place), within=within, of=of
             )
         except FleetError as e:
             log.warning("desktop %s: what of its input has arrived is not known: %s", desktop_id, e)

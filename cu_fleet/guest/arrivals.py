@@ -60,9 +60,9 @@ class Arrivals:
             self.counts["motions"] += bool(axes & _PLACE)
             self.counts["notches"] += bool(axes & ~_PLACE)
 
-    def wait(self, wanted: dict[str, int], place: object, within: float) -> Steps:
-        """Return when so much has arrived, or after so many seconds; the answer tells which."""
-        until = time.monotonic() + within
+    def wait(self, wanted: dict[str, int], place: object, within: float, of: object) -> Steps:
+        """Return when so much has arrived, or after so many seconds; at once if it was another who counted before."""
+        until = time.monotonic() + (within if of in (None, self.name) else 0.0)
         while not (has := self._has(wanted, place)) and time.monotonic() < until:
             yield _is_raw, time.monotonic() + _LOOK
         return {**self.counts, "of": self.name, "arrived": has}

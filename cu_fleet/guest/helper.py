@@ -124,7 +124,7 @@ class Helper:
             raise RefusedError("invalid", f"presses is a number up to {MOST_PRESSES}")
         return self.x().windows.heard(presses)
 
-    def do_arrived(self, wanted: object, place: object, within: object) -> Steps:
+    def do_arrived(self, wanted: object, place: object, within: object, of: object = None) -> Steps:
         """How much has arrived since it was asked first, once it is what is wanted, or after so many seconds."""
         if self.x().arrivals is None:
             self.x().arrivals = Arrivals(self.x().link)
@@ -132,7 +132,7 @@ class Helper:
         counts = isinstance(wanted, dict) and all(isinstance(wanted.get(what), int) for what in arrivals.counts)
         if not counts or not isinstance(within, (int, float)) or not 0 <= within <= LONGEST:
             raise RefusedError("invalid", f"wanted is a count of each kind, within seconds up to {LONGEST:.0f}")
-        steps: Steps = arrivals.wait(wanted, place, within)
+        steps: Steps = arrivals.wait(wanted, place, within, of)
         return steps
 
     def do_drawn(self) -> Answer:

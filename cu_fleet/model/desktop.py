@@ -13,6 +13,7 @@ from cu_fleet.model.record import Record
 
 Handle = dict[str, str | int | float | bool | None]  # what a backend needs to find its desktop again; opaque to others
 PROGRESS = "progress"  # but for this: what takes its start so long, in words
+AT = "at"  # and this: on which other host it is, if it is on one
 EMULATED = "emulated"  # and this: true if its processor is emulated
 
 

@@ -33,11 +33,14 @@ _SAME_KEY = {
     for one, other in {"Meta_L": "Alt_L", "Meta_R": "Alt_R", "ISO_Level3_Shift": "Alt_R", "ISO_Left_Tab": "Tab"}.items()
 }
 _NEVER = 1 << 30
-Ask = Callable[[Mapping[str, int], tuple[int, int], float], Awaitable[Mapping[str, object] | None]]
+Ask = Callable[[Mapping[str, int], tuple[int, int], float, object], Awaitable[Mapping[str, object] | None]]
 
 
 class Passage:
-    """`ask(wanted, place, within)` returns what has been counted, once it is what is wanted; None where nobody can."""
+    """`ask(wanted, place, within, of)` returns what has been counted, once it is what is wanted; None where nobody can.
+
+    `of` names who counted until now; another answers at once.
+    """
 
     def __init__(self, server: str, place: tuple[int, int], ask: Ask | None = None) -> None:
         self.narrow = server.startswith("QEMU")
@@ -82,9 +85,8 @@ class Passage:
         if self._ask is None or self._counter is not None:
             return
         await _until(self._later["keys"])
-        told = await self._ask(
-            {**dict.fromkeys(COUNTED, 0), "motions": _NEVER}, self.place, _AT_FIRST
-        )  # until it is there
+        its_place = {**dict.fromkeys(COUNTED, 0), "motions": _NEVER}
+        told = await self._ask(its_place, self.place, _AT_FIRST, None)
         if told and all(isinstance(told.get(what), int) for what in COUNTED):
             self._counter = told.get("of")
             self._wanted = Counter({what: int(str(told[what])) for what in COUNTED})
@@ -118,7 +120,7 @@ class Passage:
         if not any(asked.values()):
             return True
         wanted = {what: self._wanted[what] for what in COUNTED}
-        told = await self._ask(wanted, self.place, within)
+        told = await self._ask(wanted, self.place, within, self._counter)
         if told is None or told.get("of") != self._counter:
             self._counter = None
             return False

@@ -18,17 +18,17 @@ import pytest
 from cu_fleet import __version__
 from cu_fleet.app import profiles
 from cu_fleet.backends.base import Backend, Place, Spec
-from cu_fleet.backends.libvirt import where
+from cu_fleet.backends.libvirt import LibvirtBackend, where
 from cu_fleet.backends.libvirt.far import homes, words
 from cu_fleet.backends.libvirt.far.address import address, is_far
 from cu_fleet.backends.libvirt.far.host import Host
-from cu_fleet.backends.libvirt.far.near import AT, FarBackend
+from cu_fleet.backends.libvirt.far.near import FarBackend
 from cu_fleet.backends.libvirt.far.serving import Serving
 from cu_fleet.backends.libvirt.far.talk import MOST, WINDOW, Reader, Writer
 from cu_fleet.backends.libvirt.far.words import VERSION
 from cu_fleet.backends.memory import MemoryBackend, MemoryWorld
 from cu_fleet.model import errors
-from cu_fleet.model.desktop import Handle
+from cu_fleet.model.desktop import AT, Handle
 from cu_fleet.model.errors import BrokenError, ConflictError, FleetError, InvalidError, UnavailableError
 from cu_fleet.model.profile import Profile
 from cu_fleet.settings import read_settings
@@ -146,6 +146,10 @@ def test_desktops_of_one_host_are_not_looked_for_at_another(tmp_path: Path) -> N
         with pytest.raises(UnavailableError, match=r"dk_1 is on me@elsewhere") as caught:
             await backend.stop(handle | {AT: "me@elsewhere"})
         assert caught.value.code == "other_host"
+        with pytest.raises(UnavailableError, match=r"dk_1 is on this machine"):
+            await backend.stop({"desktop": "dk_1"})
+        with pytest.raises(UnavailableError, match=r"dk_1 is on user@there"):
+            await LibvirtBackend(Place(tmp_path, "f")).stop(handle)
 
     with_far(tmp_path, body)
 
@@ -160,8 +164,8 @@ def test_whoever_never_had_a_desktop_there_asks_nobody(tmp_path: Path) -> None:
         assert await backend.found() == []
         assert backend.abilities.snapshots
         assert await backend.abilities.snapshots.saved() == []
-        await backend.stop({"desktop": "dk_1"})
-        assert await backend.endpoint({"desktop": "dk_1"}) is None
+        await backend.stop({"desktop": "dk_1", AT: "there"})
+        assert await backend.endpoint({"desktop": "dk_1", AT: "there"}) is None
 
     run(body())
 
@@ -194,10 +198,10 @@ def test_an_error_of_the_backend_and_a_fault_of_it_are_heard(tmp_path: Path) -> 
 
     async def body(backend: FarBackend, host: Beside) -> None:
         with pytest.raises(ConflictError, match="no") as caught:
-            await backend.stop({"desktop": "dk_1"})
+            await backend.stop({"desktop": "dk_1", AT: "user@there"})
         assert (caught.value.code, caught.value.facts) == ("own_code", {"desktop": "dk_1"})
         with pytest.raises(BrokenError, match="ZeroDivisionError"):
-            await backend.stop({"desktop": "dk_2"})
+            await backend.stop({"desktop": "dk_2", AT: "user@there"})
 
     with_far(tmp_path, body, Faulty(Place(tmp_path, "there")))
 
@@ -253,7 +257,7 @@ def test_a_call_that_is_cancelled_is_cancelled_there_before_anybody_goes_on(tmp_
                 said.append("ended")
 
     async def body(backend: FarBackend, host: Beside) -> None:
-        stopping = asyncio.create_task(backend.stop({"desktop": "dk_1"}), name="stop")
+        stopping = asyncio.create_task(backend.stop({"desktop": "dk_1", AT: "user@there"}), name="stop")
         await until(lambda: said)
         stopping.cancel()
         await asyncio.wait([stopping])

@@ -43,7 +43,7 @@ from cu_fleet.backends.libvirt.tidying import Tidy
 from cu_fleet.backends.libvirt.warm import State, Warm, seed_of
 from cu_fleet.backends.libvirt.wire import wire
 from cu_fleet.guest.init import RUN
-from cu_fleet.model.desktop import EMULATED, PROGRESS, Handle
+from cu_fleet.model.desktop import AT, EMULATED, PROGRESS, Handle
 from cu_fleet.model.errors import (
     BrokenError,
     ConflictError,
@@ -87,6 +87,12 @@ class LibvirtBackend:
         )
 
     def desk(self, handle: Handle) -> Desk:
+        if at := handle.get(AT):
+            raise UnavailableError(
+                f"desktop {handle['desktop']} is on {at}, and machines are on this machine by now",
+                remedy=f"set the hypervisor back to the one on {at} until its desktops have ended",
+                code="other_host",
+            )
         return self.layout.desk(str(handle["desktop"]))
 
     async def _files(self, handle: Handle, argv: list[str]) -> Process:

@@ -74,7 +74,7 @@ async def serve(home: Path, machines: Path | None, making: Callable[..., dict[st
         serving = Serving(backends, place.profile_dirs[0], alone.reached)
         serving.beside |= {"build": _Build(place, uri, store), "images": _images(place, store), "leave": alone.leave}
         homes.tidy(place.profile_dirs[0])
-        server = await asyncio.start_unix_server(serving.accept, alone.sock)
+        server = await asyncio.start_unix_server(serving.accept, alone.sock, backlog=1000)
         alone.sock.chmod(0o600)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, alone.left.set)

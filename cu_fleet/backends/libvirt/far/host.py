@@ -16,6 +16,7 @@ class Host:
     def __init__(self, name: str) -> None:
         self.name = name
         self._talks: set[Talk] = set()
+        self._coming = 0  # streams that are being opened
         self._carrying: set[asyncio.Task[None]] = set()
 
     async def stream(self) -> tuple[Reader, Writer]:
@@ -24,9 +25,13 @@ class Host:
 
     async def talk(self) -> Talk:
         self._talks = {one for one in self._talks if not one.lost}
-        if len(self._talks) >= _MOST:
+        if len(self._talks) + self._coming >= _MOST:
             raise UnavailableError(f"more than {_MOST} things go on with {self.name} at once", code="too_many")
-        talk = Talk(*await self.stream(), self.name)
+        self._coming += 1
+        try:
+            talk = Talk(*await self.stream(), self.name)
+        finally:
+            self._coming -= 1
         self._talks.add(talk)
         return talk
 

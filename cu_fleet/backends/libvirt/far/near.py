@@ -35,11 +35,10 @@ from cu_fleet.backends.libvirt.far.talk import IN, OUT, Talk, splice
 from cu_fleet.backends.libvirt.far.words import Seen
 from cu_fleet.backends.libvirt.images import Golden
 from cu_fleet.backends.libvirt.telling import telling
-from cu_fleet.model.desktop import PROGRESS, Handle
+from cu_fleet.model.desktop import AT, PROGRESS, Handle
 from cu_fleet.model.errors import FleetError, UnavailableError
 from cu_fleet.model.profile import Profile
 
-AT = "at"  # in a handle: whose desktop it is
 _SECONDS_TO_END = 15.0  # that a call may take to end over there when nobody wants its answer any more
 
 
@@ -64,14 +63,15 @@ class Asking:
         self.mark.write_text(f"{self.host.name}\n")
 
     def own(self, handle: Handle) -> Handle:
-        at = handle.get(AT, self.host.name)
+        """The handle as it was made over there."""
+        at = handle.get(AT, "this machine")
         if at != self.host.name:
             raise UnavailableError(
                 f"desktop {handle.get('desktop')} is on {at}, and machines are on {self.host.name} by now",
-                remedy=f"set the hypervisor back to the one at {at} until its desktops have ended",
+                remedy=f"set the hypervisor back to the one on {at} until its desktops have ended",
                 code="other_host",
             )
-        return handle
+        return {key: value for key, value in handle.items() if key != AT}
 
     @asynccontextmanager
     async def asking(self, do: str, **asked: object) -> AsyncIterator[Talk]:
@@ -102,7 +102,7 @@ class Asking:
         laid: list[Profile] = []
         async with aclosing(telling(self._lay(spec.profile, laid), self._laying)) as told:
             async for progress in told:
-                yield {"desktop": spec.desktop, AT: self.host.name, **asked.get("handle", {}), PROGRESS: progress}
+                yield {"desktop": spec.desktop, **asked.get("handle", {}), AT: self.host.name, PROGRESS: progress}
         async with self.asking(do, spec=words.spec(replace(spec, profile=laid[0])), **asked) as talk:
             while True:
                 await talk.say({"next": True})
@@ -174,17 +174,17 @@ class FarBackend:
                 yield handle
 
     async def stop(self, handle: Handle) -> None:
+        there = self.ask.own(handle)
         if self.ask.used:
-            await self.ask.call("stop", handle=self.ask.own(handle))
+            await self.ask.call("stop", handle=there)
 
     async def endpoint(self, handle: Handle) -> Endpoint | None:
-        if not self.ask.used:
-            return None
-        seen: Seen | None = await self.ask.call("endpoint", handle=self.ask.own(handle))
+        there = self.ask.own(handle)
+        seen: Seen | None = await self.ask.call("endpoint", handle=there) if self.ask.used else None
         if seen is None:
             return None
         where = f"{seen.where} on {self.ask.host.name}"
-        return Endpoint(partial(self._connect, handle), where, seen.password, seen.helped, seen.within)
+        return Endpoint(partial(self._connect, there), where, seen.password, seen.helped, seen.within)
 
     async def _connect(self, handle: Handle) -> socket.socket:
         """One end of a pair, whose other end is a stream that leads to the screen's own socket."""

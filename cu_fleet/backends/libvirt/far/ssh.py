@@ -124,6 +124,7 @@ class _Connection:
         self._ssh: asyncssh.SSHClientConnection | None = None
         self._socket = ""
         self._said = b""  # on its standard error
+        self._proved = False  # that streams can be opened
         self._task = self._loop.create_task(self._run(), name=f"machines on {address.name}")
 
     @classmethod
@@ -139,7 +140,8 @@ class _Connection:
 
     @property
     def works(self) -> bool:
-        return not self._task.done() and self._loop is asyncio.get_running_loop()
+        gone = self._task.done() or (self._ssh is not None and self._ssh.is_closed())
+        return not gone and self._loop is asyncio.get_running_loop()
 
     def cancel(self) -> None:
         if not self._loop.is_closed():
@@ -154,8 +156,10 @@ class _Connection:
             async with asyncio.timeout(_SECONDS_TO_CONNECT):
                 reader, writer = await self._ssh.open_unix_connection(self._socket, window=_WINDOW)
         except asyncssh.ChannelOpenError as e:
-            if not self.works or self._ssh.is_closed():
+            if not self.works:
                 raise _lost(self.address, str(e)) from None
+            if self._proved:
+                raise UnavailableError(f"{self.address.name} opens no more streams: {e.reason}", code="busy") from None
             raise UnavailableError(
                 f"{self.address.name} opens no stream to its cu-fleet: {e.reason}",
                 remedy="its sshd must allow AllowStreamLocalForwarding, and not DisableForwarding",
@@ -163,6 +167,7 @@ class _Connection:
             ) from None
         except (asyncssh.Error, OSError, TimeoutError) as e:
             raise _lost(self.address, str(e) or "it says nothing any more") from None
+        self._proved = True
         stream = _Stream(reader, writer)
         return stream, stream
 
