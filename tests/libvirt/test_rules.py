@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from cu_fleet.backends.base import Place
-from cu_fleet.backends.libvirt import domain, images, machines, resting, saved, seed, warm
+from cu_fleet.backends.libvirt import domain, images, machines, rest, saved, seed, warm
 from cu_fleet.backends.libvirt.hypervisor import Hypervisor
 from cu_fleet.backends.libvirt.layout import Layout
 from cu_fleet.backends.libvirt.options import options
@@ -232,7 +232,7 @@ def test_a_state_that_wakes_as_something_else_goes_at_once_and_one_that_does_not
 
 
 def test_rest_begins_anew_whenever_a_processor_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resting, "_NAP", 0.05)
+    monkeypatch.setattr(rest, "_NAP", 0.05)
     wanted = iter([[0.0, 5.0], [0.0, 5.0], [0.0, 5.0], [9.0, 5.0], [9.0, 5.0], [9.0, 99.0], [9.0, 99.0]])
 
     class Idle:
@@ -244,7 +244,7 @@ def test_rest_begins_anew_whenever_a_processor_works(tmp_path: Path, monkeypatch
         told: list[float] = []
         desk = layout(tmp_path).desk("dk_1")
         with contextlib.suppress(RuntimeError):  # nobody knows any more
-            async for seconds in resting.resting(Idle(), desk, 0.2):  # type: ignore[arg-type]
+            async for seconds in rest.resting(Idle(), desk, 0.2):  # type: ignore[arg-type]
                 told.append(seconds)
         return [seconds > 0 for seconds in told]
 

@@ -32,7 +32,7 @@ from cu_fleet.backends.libvirt.hypervisor import Hypervisor
 from cu_fleet.backends.libvirt.identity import identity
 from cu_fleet.backends.libvirt.layout import Desk, Layout, drop
 from cu_fleet.backends.libvirt.options import image
-from cu_fleet.backends.libvirt.resting import resting
+from cu_fleet.backends.libvirt.rest import resting
 from cu_fleet.backends.libvirt.seed import seed
 from cu_fleet.backends.libvirt.telling import telling
 from cu_fleet.backends.libvirt.wire import Wire, give_back, take
