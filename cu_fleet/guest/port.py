@@ -35,6 +35,7 @@ PORT = "/dev/virtio-ports/cu-fleet"
 OWN = "/run/cu-fleet-own"  # who this machine is
 _VT_ACTIVATE, _VT_WAITACTIVE, _KDSETMODE, _KDSKBMODE = 0x5606, 0x5607, 0x4B3A, 0x4B45
 _GRAPHICS, _OFF, _VT = 1, 4, 7
+_GRACE = 0.2
 _RESEED, _ADD_ENTROPY = 0x5207, 0x40085203
 _BEGIN = f"""exec 8<>{RUN}/status 9</dev/null >>{RUN}/log 2>&1 </dev/null
 umask 022
@@ -53,6 +54,7 @@ class Port:
         self.channels: dict[int, Channel] = {}
         self.frames = Frames()
         self.fd, self.minded = fd, 0
+        self.left: float | None = None  # when to see whether nobody has come back
         self.out = bytearray()
         self.heard = False  # whoever is at the other end has said hello
         self.random = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
@@ -74,10 +76,11 @@ class Port:
         with contextlib.suppress(BlockingIOError):
             while self.out:
                 del self.out[: os.write(self.fd, self.out[:65536])]
-        self.mind(select.EPOLLIN | (select.EPOLLOUT if self.out else 0))
+        self.mind(0)
 
-    def mind(self, events: int) -> None:
-        """What of the port is waited for."""
+    def mind(self, how: int) -> None:
+        """Wait for what comes over the port, and for room if there is something to say."""
+        events = how | select.EPOLLIN | (select.EPOLLOUT if self.out else 0)
         if events != self.minded:
             change = self.poll.modify if self.minded else self.poll.register
             self.minded = events
@@ -89,7 +92,7 @@ class Port:
     def serve(self) -> None:
         self.flush()
         while True:
-            for fd, event in self.poll.poll():
+            for fd, event in self.poll.poll(None if self.left is None else max(0.0, self.left - time.monotonic())):
                 if fd != self.fd:
                     if call := self.calls.get(fd):
                         call()
@@ -98,16 +101,28 @@ class Port:
                 else:
                     self.flush()
                     self.listen()
+            if self.left is not None and self.left <= time.monotonic():
+                self.left = None
+                if self.is_alone():
+                    self.reset()
 
     def left_alone(self) -> None:
-        """Nobody is at the other end, which the kernel would say again and again; now only what changes is told."""
-        self.reset()
-        self.mind(select.EPOLLIN | select.EPOLLET)
+        """Nobody is at the other end, which the kernel would say again and again; now only what changes is told.
+
+        Or nobody was: the kernel hears of it on another way, and later than what the next one has said already.
+        """
+        self.left = time.monotonic() + _GRACE
+        self.mind(select.EPOLLET)
+
+    def is_alone(self) -> bool:
+        here = select.poll()
+        here.register(self.fd, 0)
+        return bool(here.poll(0))
 
     def reset(self) -> None:
         for channel in list(self.channels.values()):
             channel.close()
-        self.frames, self.heard = Frames(), False
+        self.heard = False
         self.out.clear()
 
     def listen(self) -> None:

@@ -16,6 +16,7 @@ from cu_fleet.backends.libvirt import wire as wires
 from cu_fleet.backends.libvirt.command import Command
 from cu_fleet.backends.libvirt.files import Files
 from cu_fleet.backends.libvirt.wire import wire
+from cu_fleet.guest import port
 from cu_fleet.guest.frames import frame
 from cu_fleet.model.errors import FleetError, InvalidError, NotFoundError, UnavailableError
 from cu_fleet.testing.backend_base import chunks
@@ -221,3 +222,20 @@ def test_a_machine_that_ends_is_heard_of_by_all_who_wait(tmp_path: Path) -> None
             await commands.run(path, "dk", ["true"], None, None)
 
     run(body())
+
+
+def test_word_that_the_one_before_has_left_does_no_harm_to_the_next() -> None:
+    """The kernel hears of it on another way, and may be late."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    with ours, theirs:
+        one = port.Port({"uid": os.geteuid(), "boot": "bt_1", "home": "/"}, theirs.fileno())
+        for said in (frame(0, "h", b"me"), frame(0, "p", b"token ")):
+            ours.sendall(said)
+            one.listen()
+            one.left_alone()
+            ours.settimeout(5)
+            assert b"bt_1" in ours.recv(4096)
+        assert not one.is_alone()
+        ours.close()
+        assert one.is_alone()
