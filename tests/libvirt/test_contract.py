@@ -1,7 +1,7 @@
 """The suite every backend passes, against machines of a real libvirtd."""
 
-import socket
 import re
+import socket
 from pathlib import Path
 from typing import ClassVar
 
