@@ -158,6 +158,7 @@ class Keeper:
             return await planting
         finally:
             planting.cancel()
+            await asyncio.wait([planting])
 
     async def _cleaned(self, begun: Desktop) -> None:
         """Clean and proved. If it changed hands meanwhile, it is cleaned once more, for whoever comes now."""

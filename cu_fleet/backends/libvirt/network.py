@@ -37,6 +37,7 @@ PLACE = {"address": "10.0.2.15", "netmask": "255.255.255.0", "gateway": "10.0.2.
 PACKAGES = {"slirp4netns": "slirp4netns", "bwrap": "bubblewrap", "qemu-system-x86_64": "qemu-system-x86"}
 TUN = Path("/dev/net/tun")
 _PYTHON = "/usr/bin/python3"  # ours may lie where the desktop's own user cannot read it
+_ROUTER = Path(router.__file__).read_text("utf-8")
 _CARD = "02:00:00:00:00:01"  # until a machine is told its own
 _SECONDS = 30.0
 _SECONDS_TO_SHUT = 20.0
@@ -230,7 +231,7 @@ class _Start:
         walls += ["--dev", "/dev", "--proc", "/proc", "--bind", str(self.desk.net), "/tmp"]  # noqa: S108  # inside
         given = {"--info-fd": self.info.into, "--sync-fd": self.tether.into}
         walls += [word for name, file in given.items() for word in (name, str(file.fileno()))]
-        serve = [_PYTHON, "-I", "-S", "-c", Path(router.__file__).read_text("utf-8")]
+        serve = [_PYTHON, "-I", "-S", "-c", _ROUTER]
         bwrap = self._named(["bwrap", *walls, "--", *serve])
         self._spawn([*self._dropped(), *bwrap], *given.values(), hears=self.go.out, says=self.said.into)
         try:
