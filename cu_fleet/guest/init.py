@@ -97,7 +97,7 @@ def kill_all(leader: int) -> None:
     """End a command whose leader has not been reaped, so that its number is still its own."""
     for _ in range(20):  # bounded, in case it forks faster than we look
         found = tree_of(leader)
-        for pid in found:
+        for pid in sorted(found, key=leader.__ne__):  # it first: it could end by itself when it loses a child
             try:
                 os.kill(pid, _SIGKILL)
             except OSError:

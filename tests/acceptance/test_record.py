@@ -216,7 +216,7 @@ def test_down_leaves_nothing_whatever_was_going_on(killed: bool) -> None:
             busy[2].terminate()  # it would wait a while longer for a controller that comes back
         said = []
         for process in busy:
-            said.append(" ".join(process.communicate(timeout=60)[1].decode().split()))
+            said.append(" ".join(b" ".join(process.communicate(timeout=60)).decode().split()))
             assert process.returncode != 0
         if not killed:
             assert "was released by controller: cu-fleet was shut down" in said[0]

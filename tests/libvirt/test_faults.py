@@ -63,7 +63,7 @@ def _quick(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hypervisor, "_ALIVE", (1, 3))
     monkeypatch.setattr(hypervisor, "_BACK", 1.0)
     monkeypatch.setattr(hypervisor, "_GRACE", 1.0)
-    monkeypatch.setattr("cu_fleet.app.LibvirtBackend", hollow.Hollow)
+    monkeypatch.setattr("cu_fleet.backends.libvirt.far.beside.LibvirtBackend", hollow.Hollow)
     monkeypatch.setenv("LIBVIRT_DEFAULT_URI", room.libvirtd.uri)
     hollow.empty(monkeypatch)
 
