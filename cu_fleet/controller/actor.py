@@ -145,10 +145,7 @@ class Actor:
                 code="wrong_size",
                 desktop=desktop.id,
             )
-        hands = Hands(screen, self.check, foreign=self._foreign)
-        if endpoint.helped:
-            screen.before_looks(self._drawn)
-            hands = Hands(screen, self.check, self._paste, self._extra, self._heard, self._foreign, self._arrived)
+        hands = self._hands_on(screen, helped=endpoint.helped)
         hands.keyboard.paste_keys = "shift+insert"  # terminals know it too, with the text in both selections
         try:
             await hands.release_all()  # a button that an earlier connection of ours left down
@@ -158,6 +155,12 @@ class Actor:
         self._screen, self._hands = screen, hands
         screen.lost.add_done_callback(lambda _: self._lost(screen))
         return screen
+
+    def _hands_on(self, screen: Screen, *, helped: bool) -> Hands:
+        if not helped:
+            return Hands(screen, self.check, foreign=self._foreign)
+        screen.before_looks(self._drawn)
+        return Hands(screen, self.check, self._paste, self._extra, self._heard, self._foreign, self._arrived)
 
     async def _opened(self, endpoint: Endpoint, timeout: float, most_pixels: int) -> Screen:
         try:
