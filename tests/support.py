@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -31,3 +33,12 @@ async def until(condition: Callable[[], Awaitable[object] | object], timeout: fl
                 await asyncio.sleep(every)
     except TimeoutError:
         raise AssertionError(f"not reached within {timeout} s; the last answer was {last!r}") from None
+
+
+def command_lines() -> dict[int, str]:
+    """What runs on this machine, with a blank after each word."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended
+            found[int(path.parent.name)] = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return found

@@ -6,7 +6,6 @@ import os
 import signal
 import tarfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from cu_fleet.cli import pack
 from cu_fleet.model.errors import InvalidError, NotFoundError, UnavailableError
 from tests.cli.support import Ended, cli, end_all, finished, start
-from tests.support import run, until
+from tests.support import command_lines, run, until
 
 
 def stream(found: list[tuple[Path, str]]) -> bytes:
@@ -197,14 +196,7 @@ def test_killed_it_takes_the_commands_along_and_its_leases_are_soon_over(house: 
         process.kill()
         finished(process)
 
-    def left() -> list[str]:
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with suppress(OSError):  # it ended meanwhile
-                found += [str(path)] if path.read_bytes() == b"sleep\x007654\0" else []
-        return found
-
-    run(until(lambda: not left()))
+    run(until(lambda: "sleep 7654 " not in command_lines().values()))
     over = {str(lease["agent"]): lease["remaining"] for lease in house.leases()}
     assert set(over) == {"killed", "killed-too"}
     assert all(float(str(remaining)) <= 60 for remaining in over.values())

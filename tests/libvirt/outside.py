@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+from tests.support import command_lines
+
 OUTSIDE, RESOLVER, NAME = "203.0.113.5", "127.0.0.53", "cu-fleet.test"
 _NEWNS, _NEWNET = 0x20000, 0x40000000
 _FORKS = multiprocessing.get_context("forkserver")
@@ -103,12 +105,7 @@ def _resolve(resolver: socket.socket) -> None:
 
 def processes(mark: str) -> list[str]:
     """What runs and has this in its arguments."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if mark in (words := path.read_bytes().replace(b"\0", b" ").decode(errors="replace")):
-                found.append(words)
-    return found
+    return [words for words in command_lines().values() if mark in words]
 
 
 class Guest:

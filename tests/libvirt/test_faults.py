@@ -29,7 +29,7 @@ from cu_fleet.model.view import LeaseView
 from cu_fleet.settings import read_settings
 from cu_fleet.testing.libvirtd import PrivateLibvirt, need_libvirtd
 from tests.libvirt import hollow
-from tests.support import run, until
+from tests.support import command_lines, run, until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 ANA = Caller(operator="ana", role=Role.ADMIN)
@@ -117,8 +117,7 @@ class Fleet:
     def qemu(self) -> int:
         """The process that is the machine."""
         words = f"guest=cu-fleet-{self.backend.layout.fleet}-{self.lease.desktop},"
-        lines = {int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
-        [pid] = [pid for pid, line in lines.items() if words.encode() in line]
+        [pid] = [pid for pid, line in command_lines().items() if words in line]
         return pid
 
 

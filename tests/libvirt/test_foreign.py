@@ -30,7 +30,7 @@ from cu_fleet.settings import read_settings
 from cu_fleet.testing.libvirtd import PrivateLibvirt
 from tests.libvirt import tiny
 from tests.rfb.stages import ANA
-from tests.support import run, until
+from tests.support import command_lines, run, until
 
 TOP = Path(__file__).resolve().parents[2]
 MBR = bytes(440) + bytes(70) + b"\x55\xaa"
@@ -258,7 +258,7 @@ def test_one_runs_under_uefi_with_a_tpm_and_is_forked_saved_restored_and_rolled_
             assert settings(controller, three) == set()
 
     run(body(), timeout=900)  # a machine that others share is many times slower
-    left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(open_folder).encode() in _read(path)]
+    left = [words for words in command_lines().values() if str(open_folder) in words]
     assert left == [], "machines and TPMs have ended"
 
 
@@ -432,9 +432,3 @@ async def proves(inside: Inside) -> None:
     about.write_text(json.dumps({**json.loads(about.read_text()), "canary": "another"}))
     desktop = await inside.controller.restore(ANA, saved.id)
     assert desktop.stage == "quarantined"
-
-
-def _read(path: Path) -> bytes:
-    with contextlib.suppress(OSError):
-        return path.read_bytes()
-    return b""

@@ -18,7 +18,7 @@ from cu_fleet.model.profile import read_profile
 from cu_fleet.testing.libvirtd import PrivateLibvirt
 from tests.acceptance.home import Home, check_grants, home, knowing
 from tests.libvirt.test_together import MACHINE
-from tests.support import run, until
+from tests.support import command_lines, run, until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 _MUCH = 8 << 20  # bytes of a machine's memory, of hundreds of millions
@@ -39,15 +39,10 @@ class House:
 
     def machines(self) -> dict[str, int]:
         """The process of each machine, by its desktop."""
-        pids = {}
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                name = path.read_bytes().partition(f"guest=cu-fleet-{self.folder.name}-".encode())[2].partition(b",")[0]
-            except OSError:
-                continue
-            if name:
-                pids[name.decode()] = int(path.parent.name)
-        return pids
+        mark = f"guest=cu-fleet-{self.folder.name}-"
+        return {
+            words.partition(mark)[2].partition(",")[0]: pid for pid, words in command_lines().items() if mark in words
+        }
 
     def saved(self) -> list[str]:
         return sorted(path.name for path in (self.folder / "snapshots").glob("*"))
@@ -55,8 +50,8 @@ class House:
     def kill(self) -> None:
         """The controller, whoever started it."""
         known = knowing(f"CU_FLEET_HOME={self.at.fleet_home}")
-        [pid] = [pid for pid in known if b"--on-demand" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        fd = os.pidfd_open(int(pid))
+        [pid] = [pid for pid, words in command_lines().items() if str(pid) in known and "--on-demand" in words]
+        fd = os.pidfd_open(pid)
         signal.pidfd_send_signal(fd, signal.SIGKILL)
         os.close(fd)
         run(until(lambda: not Path(f"/proc/{pid}/exe").exists(), timeout=30))

@@ -27,7 +27,7 @@ from cu_fleet.model.profile import Profile
 from cu_fleet.testing.libvirtd import PrivateLibvirt
 from tests.libvirt import hollow, tiny
 from tests.libvirt.outside import NAME, OUTSIDE, Guest, alone, processes, world
-from tests.support import run, until
+from tests.support import command_lines, run, until
 
 SOMEBODY = 47_112  # an ordinary user, as whom a desktop's network runs
 NETWORKED = Profile.model_validate({"name": "p", "backend": "libvirt", "network": "full"})
@@ -275,11 +275,8 @@ def test_it_comes_and_goes_with_its_machine(
 
 
 def _qemu(desk: Desk) -> int:
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        words = path.read_bytes().split(b"\0")
-        if words[0].endswith(b"qemu-system-x86_64") and f"guest={desk.name},debug-threads=on".encode() in words:
-            return int(path.parent.name)
-    raise AssertionError("there is no QEMU")
+    [pid] = [pid for pid, words in command_lines().items() if f" guest={desk.name},debug-threads=on " in words]
+    return pid
 
 
 DHCP = r"""

@@ -17,7 +17,7 @@ from cu_fleet.backends.door import read_log
 from cu_fleet.backends.local import LocalBackend
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.profile import Profile
-from tests.support import run
+from tests.support import command_lines, run
 
 SOMEBODY = 47_111  # an ordinary user, for tests that run as root
 WHO = pytest.mark.parametrize("who", ["root", "user"])
@@ -72,22 +72,11 @@ async def last(handles: AsyncIterator[Handle]) -> Handle:
 
 def left_of(fleet: str, home: Path) -> list[str]:
     """Processes, mounts, cgroups and desktops' files that still are."""
-    left = [f"process {pid}: {words}" for pid, words in processes() if f"cu-fleet/{fleet}" in words]
+    left = [f"process {pid}: {words}" for pid, words in command_lines().items() if f"cu-fleet/{fleet}" in words]
     left += [line for line in Path("/proc/self/mounts").read_text().splitlines() if str(home) in line]
     left += [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/cu-fleet-{fleet}*")]
     left += [str(path) for path in (home / "desktops").glob("*") if not path.name.startswith(".")]
     return left + [str(path) for path in (home / "desktops/.uids").glob("*")]
-
-
-def processes() -> list[tuple[int, str]]:
-    found = []
-    for path in Path("/proc").iterdir():
-        if path.name.isdigit():
-            try:
-                found.append((int(path.name), (path / "cmdline").read_text(errors="replace").replace("\0", " ")))
-            except OSError:
-                continue
-    return found
 
 
 def in_fleet(who: str, body: Callable[[Fleet], Awaitable[None]], timeout: float = 60.0) -> None:

@@ -15,8 +15,8 @@ import pytest
 from cu_fleet.backends.local import demands
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import FleetError
-from tests.local.support import WHO, Fleet, in_fleet, left_of, processes
-from tests.support import until
+from tests.local.support import WHO, Fleet, in_fleet, left_of
+from tests.support import command_lines, until
 
 pytestmark = pytest.mark.real
 
@@ -64,7 +64,7 @@ def test_a_neighbour_cannot_be_seen_or_reached(who: str) -> None:
             return needle in (await fleet.sh(neighbour, "xclip -o -selection clipboard"))[1]
 
         await until(clip)
-        pid = next(pid for pid, words in processes() if words.startswith("sleep 7777"))
+        pid = next(pid for pid, words in command_lines().items() if words.startswith("sleep 7777"))
         got = await attempts(fleet, handle, _NEIGHBOUR, needle, str(pid), str(fleet.home))
         assert got == {
             "processes": [],
@@ -309,10 +309,10 @@ def test_hiding_from_the_controller_does_not_save_a_process(who: str) -> None:
         handle = await fleet.start()
         code, said = await fleet.python(handle, _HIDE)
         assert code == 0, said
-        pids = {pid for pid, words in processes() if words.startswith("sleep 8888")}
+        pids = {pid for pid, words in command_lines().items() if words.startswith("sleep 8888")}
         assert pids
         await fleet.backend.stop(handle)
-        assert not pids & {pid for pid, _ in processes()}
+        assert not pids & {pid for pid, _ in command_lines().items()}
         assert not Path(f"/proc/{handle['pid']}").exists()
         assert left_of(fleet.id, fleet.home) == []
 

@@ -47,6 +47,12 @@ def info(path: Path) -> dict[str, Any]:
     return found
 
 
+def layers(top: Path) -> list[Path]:
+    """A disk and all that it rests on, as they say themselves."""
+    found = json.loads(_tool("info", "--output=json", "-U", "--backing-chain", str(top)))
+    return [Path(one["filename"]) for one in found]
+
+
 def beginning(path: Path, kind: str, size: int) -> bytes:
     """The first bytes that a machine would see on it."""
     with tempfile.TemporaryDirectory(prefix="cu-fleet-disk-") as folder:

@@ -6,7 +6,8 @@ unlike that one may be used from many, runs in one more: it notices at once that
 minute that nobody answers on it any more, and then every call that waits is given up.
 
 A caller that is cancelled still waits a while, so that nothing goes on behind anyone's back; then the thread is left to
-itself, for a hypervisor may hang longer than anybody can wait. What comes of that late is found by the sweep.
+itself, for a hypervisor may hang longer than anybody can wait. It asks for nothing more; what comes late of that for
+which it asked before is found by the sweep.
 
 One connection serves all threads, and is made anew when it broke: who answered before is given a moment to come back.
 The binding is loaded when it is first needed: who has no machines pays nothing for them.
@@ -38,6 +39,7 @@ _GRACE = 10.0  # seconds that a call may go on after nobody wants its answer any
 _BACK = 10.0  # seconds that a hypervisor which answered before may take to come back
 _AGAIN = 0.2
 _STARTING = threading.Lock()
+_thread = threading.local()  # `unwanted`: set when nobody waits any more for what it does
 
 
 class Hypervisor:
@@ -73,18 +75,23 @@ class Hypervisor:
 
     async def wait(self, work: Callable[[], T]) -> T:
         """Run what blocks in a thread, to its end even when cancelled, if that comes soon."""
-        future = asyncio.wrap_future(_begun(work))
+        unwanted = threading.Event()
+        future = asyncio.wrap_future(_begun(work, unwanted))
         future.add_done_callback(_seen)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
+            unwanted.set()
             await asyncio.wait([future], timeout=_GRACE)
             raise
 
     def now(self, work: Callable[[virConnect], T]) -> T:
         """Run `work` with the connection, in this thread, which may block."""
         with in_words(self.uri):
-            return work(self._connection())
+            connection = self._connection()
+            if (unwanted := getattr(_thread, "unwanted", None)) and unwanted.is_set():
+                raise _silent(self.uri, "not before it was given up")
+            return work(connection)
 
     def _connection(self) -> virConnect:
         import libvirt
@@ -116,11 +123,12 @@ class Hypervisor:
             time.sleep(_AGAIN)
 
 
-def _begun(work: Callable[[], T]) -> Future[T]:
+def _begun(work: Callable[[], T], unwanted: threading.Event) -> Future[T]:
     """In a thread that keeps nobody from ending this process."""
     future: Future[T] = Future()
 
     def do() -> None:
+        _thread.unwanted = unwanted
         if future.set_running_or_notify_cancel():
             try:
                 future.set_result(work())

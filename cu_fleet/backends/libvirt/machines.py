@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
 import threading
 import time
 from contextlib import suppress
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from cu_fleet.backends.libvirt import firmware, network, saved, tpm
+from cu_fleet.backends.libvirt import firmware, network, processes, saved, tpm
 from cu_fleet.backends.libvirt.domain import NAMESPACE
 from cu_fleet.backends.libvirt.hypervisor import domain_of, missing_is_fine
 from cu_fleet.backends.libvirt.layout import Desk, Layout
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from libvirt import virConnect, virDomain
 
 _SECONDS_TO_END = 20.0
-_SECONDS_TO_DIE = 0.5  # which libvirt waits for, too
 _GLANCE = 0.001
 _ROOM = 1 << 20  # bytes of a pipe
 
@@ -194,8 +192,8 @@ def refuse_foreign(api: virConnect, desk: Desk) -> None:
 def end(api: virConnect, desk: Desk, uid: int | None = None) -> None:
     """End the desktop's machine, and return when it is no more."""
     until = time.monotonic() + _SECONDS_TO_END
-    if uid is not None:
-        _kill_all(desk, uid)
+    if uid is not None:  # which is this machine's alone; libvirt looks but every fifth of a second
+        processes.kill(os.fsencode(desk.dir) + b"/", uid)
     while (domain := domain_of(api, desk.uuid)) is not None:
         with missing_is_fine():
             domain.destroy()
@@ -206,29 +204,6 @@ def end(api: virConnect, desk: Desk, uid: int | None = None) -> None:
             raise UnavailableError(f"the machine of desktop {desk.id} does not end", code="not_removed")
     tpm.end(desk)
     network.end(desk)
-
-
-def _kill_all(desk: Desk, uid: int) -> None:
-    """What runs as the machine's own user and with its files: QEMU, whose end libvirt would wait for longer, and what
-    was begun beside it, of which libvirt knows nothing.
-    """
-    for process in Path("/proc").iterdir():
-        with suppress(OSError):
-            if process.name.isdigit() and process.stat().st_uid == uid:
-                _kill(process, os.fsencode(desk.dir))
-
-
-def _kill(process: Path, its_files: bytes) -> None:
-    known = os.pidfd_open(int(process.name))
-    try:
-        if its_files not in (process / "cmdline").read_bytes():
-            return
-        signal.pidfd_send_signal(known, signal.SIGKILL)
-    finally:
-        os.close(known)
-    until = time.monotonic() + _SECONDS_TO_DIE
-    while process.exists() and time.monotonic() < until:
-        time.sleep(_GLANCE)
 
 
 def found(api: virConnect, layout: Layout) -> set[str]:

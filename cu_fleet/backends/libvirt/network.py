@@ -18,16 +18,15 @@ import json
 import os
 import select
 import shutil
-import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement
 
-from cu_fleet.backends.libvirt import router
+from cu_fleet.backends.libvirt import processes, router
 from cu_fleet.backends.libvirt.layout import Desk
 from cu_fleet.model.errors import ConflictError, UnavailableError
 
@@ -152,25 +151,7 @@ def end(desk: Desk) -> None:
     """For one whose machine never came to use it; the others end by themselves, which is waited for."""
     if not desk.net.exists():
         return
-    until = time.monotonic() + _SECONDS
-    while sum(_kill(pid, _mark(desk)) for pid in _pids()):
-        if time.monotonic() > until:
-            raise UnavailableError(f"the network of desktop {desk.id} does not end", code="not_removed")
-        time.sleep(_NAP)
-
-
-def _pids() -> Iterator[int]:
-    return (int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208  # a thousand of them
-
-
-def _kill(pid: int, mark: bytes) -> bool:
-    """Kill the process if it bears the mark; whether it did."""
-    with contextlib.suppress(OSError), contextlib.ExitStack() as held:
-        held.callback(os.close, process := os.pidfd_open(pid))
-        if mark in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-            signal.pidfd_send_signal(process, signal.SIGKILL)
-            return True
-    return False
+    processes.end(_mark(desk))
 
 
 def _mark(desk: Desk) -> bytes:

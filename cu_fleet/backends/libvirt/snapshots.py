@@ -5,25 +5,33 @@ write to; so the machine goes on at once, its screen and its wire stay connected
 They are flattened into one disk beside the memory, over the image all machines share. A snapshot has its name only when
 all of it is there. Restoring copies that disk and wakes the memory under the names of the desktop that gets it: libvirt
 can revert no such snapshot itself, nor any of a machine with UEFI.
+
+libvirt may do what it was asked for after we gave it up, as when it hangs for a while. So every layer has a name of its
+own, none is removed that the machine may write to, and what is saved is only taken for whole when the layers are those
+that were there before, and rest on each other as they say.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-from xml.etree.ElementTree import Element, SubElement, tostring
+from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
 
 from cu_fleet.backends.base import Saved
 from cu_fleet.backends.libvirt import disks, firmware, machines, saved, warm
 from cu_fleet.backends.libvirt.layout import Desk, Layout, drop
 from cu_fleet.backends.libvirt.warm import State
-from cu_fleet.model.errors import BrokenError, ConflictError, NotFoundError
+from cu_fleet.model.errors import BrokenError, ConflictError, NotFoundError, UnavailableError
 from cu_fleet.model.names import NAME
 
 if TYPE_CHECKING:
-    from libvirt import virConnect
+    from libvirt import virConnect, virDomain
 
 _NEW = ".new"
 
@@ -33,37 +41,50 @@ class Snapshots:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
+        self._lock = threading.Lock()
+        self._saving: set[str] = set()
 
     def save(self, api: virConnect, desk: Desk, snapshot: str, boot: str) -> Saved:
         place = self.layout.snapshot(snapshot)
         if place.exists():
             raise ConflictError(f"there already is a snapshot {snapshot}", code="snapshot_exists", snapshot=snapshot)
-        domain = machines.must_run(api, desk)
-        kind, base, uid = about(desk)
         new = place.with_name(snapshot + _NEW)
-        drop(new)
-        self.layout.folder(new)
-        try:
-            top = _top(domain.XMLDesc())
-            above = desk.dir / f"disk-{len(list(desk.dir.glob('disk*.qcow2')))}.qcow2"
-            disks.overlay(above, top, uid)
-            try:
-                domain.snapshotCreateXML(_xml(new / "memory", above, domain.XMLDesc()), _flags())
-            except BaseException:
-                above.unlink(missing_ok=True)
-                raise
-            saved.read(new / "memory")
-            firmware.keep(desk.dir, new)
-            disks.flatten(top, base, new / "disk.qcow2")
-            (new / "base").write_text(str(base))
-            for name in ("memory", "disk.qcow2"):
-                _settle(new / name)
-            warm.write(new, boot, kind)
-            new.rename(place)
-        except BaseException:
+        with self._alone(desk):
+            domain = machines.must_run(api, desk)
+            kind, base, uid = about(desk)
             drop(new)
-            raise
+            self.layout.folder(new)
+            try:
+                top = _taken(domain, new / "memory", _unused(desk), uid)
+                saved.read(new / "memory")
+                firmware.keep(desk.dir, new)
+                disks.flatten(top, base, new / "disk.qcow2")
+                (new / "base").write_text(str(base))
+                for name in ("memory", "disk.qcow2"):
+                    _settle(new / name)
+                warm.write(new, boot, kind)
+                new.rename(place)
+            except BaseException:
+                drop(new)
+                raise
         return Saved("memory", sum(path.stat().st_blocks * 512 for path in place.iterdir()))
+
+    @contextmanager
+    def _alone(self, desk: Desk) -> Iterator[None]:
+        """Nobody else saves this desktop, not even who was given up."""
+        with self._lock:
+            if desk.id in self._saving:
+                raise UnavailableError(
+                    f"desktop {desk.id} is still being saved by an attempt that was given up",
+                    remedy="try again in a moment",
+                    code="still_saving",
+                    desktop=desk.id,
+                )
+            self._saving.add(desk.id)
+        try:
+            yield
+        finally:
+            self._saving.discard(desk.id)
 
     def state(self, snapshot: str) -> tuple[State, Path]:
         """A snapshot, and the disk that its own rests on."""
@@ -110,15 +131,42 @@ def env_of(desk: Desk) -> dict[str, str]:
     return found
 
 
-def _top(xml: str) -> Path:
-    """The layer that the machine writes to at this moment."""
-    from xml.etree import ElementTree
+def _unused(desk: Desk) -> Path:
+    """A name that no layer ever had: the machine may write to what a save of the same name left, which was cut off."""
+    return desk.dir / f"disk-{secrets.token_hex(4)}.qcow2"
 
-    for disk in ElementTree.fromstring(xml).iterfind("devices/disk"):  # noqa: S314  # libvirt's own
-        target, source = disk.find("target"), disk.find("source")
-        if target is not None and source is not None and target.get("dev") == "vda":
-            return Path(source.get("file", ""))
-    raise BrokenError("the machine has no disk", code="damaged")
+
+def _taken(domain: virDomain, memory: Path, above: Path, uid: int | None) -> Path:
+    """Save the memory, and have the machine write to a new layer from then on; the one that it wrote to before."""
+    from libvirt import libvirtError
+
+    machine = domain.XMLDesc()
+    layers = _layers(machine)
+    if disks.layers(layers[0]) != layers:
+        raise BrokenError(f"the layers of {layers[0]} are not those that its machine has", code="damaged")
+    disks.overlay(above, layers[0], uid)
+    try:
+        domain.snapshotCreateXML(_xml(memory, above, machine), _flags())
+    except BaseException:
+        with suppress(libvirtError):  # it does not answer, and may still do it: what nobody uses goes with the desktop
+            if above not in _layers(domain.XMLDesc()):
+                above.unlink()
+        raise
+    if _layers(domain.XMLDesc()) != [above, *layers]:
+        raise BrokenError(f"{layers[0]} was given another layer while it was saved", code="damaged")
+    return layers[0]
+
+
+def _layers(xml: str) -> list[Path]:
+    """What the machine's disk consists of at this moment, from the layer that it writes to down."""
+    layer = fromstring(xml).find("devices/disk/target[@dev='vda']/..")  # noqa: S314  # libvirt's own
+    found = []
+    while layer is not None and (source := layer.find("source")) is not None:
+        found.append(Path(source.get("file", "")))
+        layer = layer.find("backingStore")
+    if not found:
+        raise BrokenError("the machine has no disk", code="damaged")
+    return found
 
 
 def _xml(memory: Path, above: Path, machine: str) -> str:

@@ -8,12 +8,10 @@ state thus have its seeds, as they have what was sealed with them; no manufactur
 
 import os
 import shutil
-import signal
 import subprocess
-import time
-from contextlib import suppress
 from pathlib import Path
 
+from cu_fleet.backends.libvirt import processes
 from cu_fleet.backends.libvirt.layout import Desk
 from cu_fleet.model.errors import UnavailableError
 
@@ -40,8 +38,8 @@ def begin(desk: Desk, uid: int | None) -> None:
     state.mkdir(mode=0o700)
     if uid is not None:
         os.chown(state, uid, uid)
-    command = [program, "socket", "--tpm2", "--terminate", "--daemon", "--tpmstate", f"dir={state},mode=0600"]
-    command += ["--ctrl", f"type=unixio,path={desk.tpm},mode=0600", "--pid", f"file={state / 'pid'}"]
+    command = [program, "socket", "--tpm2", "--terminate", "--daemon", "--tpmstate", _kept_in(desk)]
+    command += ["--ctrl", f"type=unixio,path={desk.tpm},mode=0600"]
     try:
         ended = subprocess.run(
             command,
@@ -66,22 +64,12 @@ def begin(desk: Desk, uid: int | None) -> None:
 
 def end(desk: Desk) -> None:
     """For one whose machine never came to use it; the others have ended by themselves."""
-    until = time.monotonic() + _SECONDS
-    while (pid := _pid(desk)) is not None and time.monotonic() < until:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        time.sleep(0.01)
+    if _state(desk).exists():
+        processes.end(os.fsencode(_kept_in(desk)))
 
 
-def _pid(desk: Desk) -> int | None:
-    """The process that says of itself that it is this desktop's; the file's word alone may be old."""
-    state = _state(desk)
-    try:
-        pid = int((state / "pid").read_text("ascii"))
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except (OSError, ValueError):
-        return None
-    return pid if os.fsencode(f"dir={state},mode=0600") in words else None
+def _kept_in(desk: Desk) -> str:
+    return f"dir={_state(desk)},mode=0600"
 
 
 def _state(desk: Desk) -> Path:
