@@ -128,15 +128,15 @@ class Passage:
             self._under_way[device] -= count
         if told.get("arrived") is not True:
             self._counter = None
-            self._check(wanted, told)
+            self._check(wanted, told, within)
         return True
 
-    def _check(self, wanted: Mapping[str, int], told: Mapping[str, object]) -> None:
+    def _check(self, wanted: Mapping[str, int], told: Mapping[str, object], within: float) -> None:
         """A motion may be uncounted: a program has moved the pointer on."""
         lacking = {what: count - int(str(told.get(what))) for what, count in wanted.items()}
         if said := [f"{count} of {what}" for what, count in lacking.items() if count > 0 and what != "motions"]:
             raise UnavailableError(
-                f"the machine has not taken in all that was sent: {', '.join(said)} did not arrive in {_PATIENCE:g} s",
+                f"the machine has not taken in all that was sent: {', '.join(said)} did not arrive in {within:g} s",
                 remedy="it may be very busy: look at its screen for what has arrived, and go on from there",
                 code="not_arrived",
             )
