@@ -10,10 +10,8 @@ Whoever serves a fleet is alone: the one before, which may not know yet that its
 import asyncio
 import contextlib
 import fcntl
-import json
 import logging
 import os
-import re
 import signal
 import stat
 import sys
@@ -22,26 +20,21 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from cu_fleet import __version__
 from cu_fleet.backends.base import Backend, Place
 from cu_fleet.backends.libvirt import building
 from cu_fleet.backends.libvirt.backend import LibvirtBackend
-from cu_fleet.backends.libvirt.far import homes, words
+from cu_fleet.backends.libvirt.far import greeting, homes, words
 from cu_fleet.backends.libvirt.far.serving import Serving
 from cu_fleet.backends.libvirt.far.talk import Talk
-from cu_fleet.backends.libvirt.far.words import VERSION, Words
+from cu_fleet.backends.libvirt.far.words import Words
 from cu_fleet.backends.libvirt.foreign import LibvirtVncBackend
 from cu_fleet.backends.libvirt.layout import STORE, drop
-from cu_fleet.model.errors import FleetError, InvalidError, UnavailableError
+from cu_fleet.model.errors import FleetError, UnavailableError
 
 log = logging.getLogger(__name__)
-MARK = "cu-fleet-machines "  # what the line that counts begins with, whatever a shell says before
-BEAT = 5.0  # seconds between two signs of life
-_SILENT = 30.0  # seconds without one
+_SILENT = 30.0  # seconds without a sign of life
 _SECONDS_TO_LEAVE = 40.0  # for whoever served before
 _MOST_HELLO = 4096
-_FLEET = re.compile(r"[a-z0-9-]{1,40}")
-_HYPERVISOR = re.compile(r"qemu(\+unix)?:///(system|session)(\?socket=[\w./%-]+)?")
 
 
 def backends_of(place: Place, uri: str | None, store: Path | None = None) -> dict[str, Backend]:
@@ -61,10 +54,9 @@ async def serve(home: Path, machines: Path | None, making: Callable[..., dict[st
     """Until nobody is there any more. `home` is this user's own, `machines` where theirs lie."""
     reader = await _stdin()  # before anything is answered: who stands at a terminal is told so in words
     try:
-        hello = await _hello(reader)
-        fleet, uri = _asked(hello)
+        fleet, uri = greeting.asked(await _hello(reader))
     except FleetError as e:
-        _say({"version": __version__, "speaks": VERSION, **words.refusal(e)})
+        greeting.answer(words.refusal(e))
         return 1
     own = home / "far" / fleet
     store = machines or (STORE if os.geteuid() == 0 else home / "libvirt")
@@ -78,8 +70,7 @@ async def serve(home: Path, machines: Path | None, making: Callable[..., dict[st
         alone.sock.chmod(0o600)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, alone.left.set)
-        said = {"socket": str(alone.sock), "abilities": abilities_of(backends)}
-        _say({"version": __version__, "speaks": VERSION, **said})
+        greeting.answer({"socket": str(alone.sock), "abilities": abilities_of(backends)})
         try:
             await _until(reader, alone.left)
         finally:
@@ -88,46 +79,22 @@ async def serve(home: Path, machines: Path | None, making: Callable[..., dict[st
     return 0
 
 
-def _say(greeting: Words) -> None:
-    print(MARK + json.dumps(greeting), flush=True)
-
-
 async def _stdin() -> asyncio.StreamReader:
     kind = os.fstat(0).st_mode
     if not stat.S_ISFIFO(kind) and not stat.S_ISSOCK(kind):
-        raise _not_for_hands()
+        raise greeting.not_for_hands()
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     return reader
 
 
-async def _hello(reader: asyncio.StreamReader) -> Words:
+async def _hello(reader: asyncio.StreamReader) -> bytes:
     try:
         async with asyncio.timeout(_SILENT):
             line = await reader.readuntil(b"\n")
-        hello = json.loads(line[:_MOST_HELLO])
-    except (TimeoutError, ValueError, EOFError, asyncio.LimitOverrunError):
-        hello = None
-    if not isinstance(hello, dict):
-        raise _not_for_hands()
-    return hello
-
-
-def _not_for_hands() -> InvalidError:
-    return InvalidError(
-        "this is begun by a controller elsewhere, whose machines are on this host",
-        remedy="give that one this host: LIBVIRT_DEFAULT_URI=qemu+ssh://user@host/system",
-        code="usage",
-    )
-
-
-def _asked(hello: Words) -> tuple[str, str]:
-    if (hello.get("version"), hello.get("speaks")) != (__version__, VERSION):
-        raise InvalidError(f"this is cu-fleet {__version__}, not {hello.get('version')}", code="other_version")
-    fleet, uri = str(hello.get("fleet")), str(hello.get("hypervisor"))
-    if not _FLEET.fullmatch(fleet) or not _HYPERVISOR.fullmatch(uri):
-        raise InvalidError(f"no fleet {fleet[:100]!r}, or no hypervisor {uri[:200]!r}", code="usage")
-    return fleet, uri
+    except (TimeoutError, EOFError, asyncio.LimitOverrunError):
+        raise greeting.not_for_hands() from None
+    return line[:_MOST_HELLO]
 
 
 async def _until(reader: asyncio.StreamReader, left: asyncio.Event) -> None:
