@@ -1,22 +1,19 @@
 """The composition root: the only file that names concrete backends and stores.
 
-It prepares the home (private, one controller at a time, its secrets made once), builds the controller over what the
-settings name, and runs it behind its doors.
+It builds the controller over what the settings name, in a home that is prepared and held for it, and runs it behind its
+doors.
 """
 
 import asyncio
 import contextlib
-import fcntl
 import importlib.resources
 import logging
 import os
-import pwd
 import resource
 import secrets
 import shutil
 import signal
-import stat
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from cu_fleet.backends.base import Backend, Check, Place
@@ -30,8 +27,9 @@ from cu_fleet.backends.local import LocalBackend
 from cu_fleet.controller import Controller
 from cu_fleet.controller.record import audit_key
 from cu_fleet.controller.tokens import Mint
+from cu_fleet.home import locked, prepare_home, secret_of, user_name, watch, write_private
 from cu_fleet.model.access import EPOCH, Operator, Role
-from cu_fleet.model.errors import ConflictError, FleetError, InvalidError, UnavailableError
+from cu_fleet.model.errors import FleetError, InvalidError, UnavailableError
 from cu_fleet.model.profile import Profile, read_profile
 from cu_fleet.settings import Settings
 from cu_fleet.stores.base import Store, Tx
@@ -39,81 +37,6 @@ from cu_fleet.stores.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
 _TELL_WITHIN = 10.0  # seconds to end all leases before the doors close
-
-# the home
-
-
-def prepare_home(home: Path) -> None:
-    """Make the home, or refuse one that others can read: its tokens and database are in it."""
-    try:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = home.stat()
-    except OSError as e:
-        raise UnavailableError(f"the home {home} cannot be used: {e.strerror}", remedy="set CU_FLEET_HOME") from None
-    if found.st_uid != os.geteuid():
-        owner = _user(found.st_uid)
-        raise InvalidError(
-            f"the home {home} belongs to {owner}, not to you", remedy="set CU_FLEET_HOME", code="foreign_home"
-        )
-    if stat.S_IMODE(found.st_mode) & 0o077:
-        raise InvalidError(
-            f"others can read the home {home} (mode {stat.S_IMODE(found.st_mode):04o}), where tokens lie",
-            remedy=f"chmod 700 {home}",
-            code="open_home",
-        )
-
-
-@contextlib.contextmanager
-def locked(home: Path) -> Iterator[None]:
-    """Hold the home: one controller at a time."""
-    descriptor = os.open(home / "controller.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
-            raise ConflictError(
-                f"a controller runs in {home} already (process {pid or 'unknown'})",
-                remedy="use it, or stop it: cu-fleet down",
-                code="already_running",
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def secret_of(home: Path) -> bytes:
-    """The home's one secret, made the first time: tokens and the audit record's key come from it."""
-    path = home / "secret.key"
-    with contextlib.suppress(FileExistsError):
-        fresh = home / f"secret.{os.getpid()}"
-        _write_private(fresh, secrets.token_bytes(32))
-        try:
-            os.link(fresh, path)
-        finally:
-            fresh.unlink()
-    secret = path.read_bytes()
-    if len(secret) != 32 or stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise InvalidError(f"{path} is not as it was made: 32 bytes that only you can read", code="bad_secret")
-    return secret
-
-
-def _write_private(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"
-
 
 # the parts
 
@@ -255,7 +178,7 @@ def _fleet_id(tx: Tx) -> str:
 
 async def _settle_owner(controller: Controller, home: Path, secret: bytes) -> None:
     """The home's owner is an operator by name, with a token in `operator.token`."""
-    name = _user(os.geteuid()).replace(" ", "-")
+    name = user_name(os.geteuid()).replace(" ", "-")
 
     def work(tx: Tx) -> Operator:
         operator = tx.get(Operator, name)
@@ -268,7 +191,7 @@ async def _settle_owner(controller: Controller, home: Path, secret: bytes) -> No
 
     operator = await controller.core.read(work)
     token = Mint.of(secret).operator(operator.name, operator.epoch)
-    _write_private(home / "operator.token", token.encode() + b"\n")
+    write_private(home / "operator.token", token.encode() + b"\n")
 
 
 def run_controller(settings: Settings, *, on_demand: bool, ready: Callable[[str], None]) -> None:
@@ -313,7 +236,7 @@ async def _run(settings: Settings, on_demand: bool, ready: Callable[[str], None]
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
 
-        watch = asyncio.create_task(_watch_home(settings.home, stop), name="watch the home")
+        watching = asyncio.create_task(watch(settings.home, stop), name="watch the home")
 
         def shut_down() -> None:
             if not ending:
@@ -321,7 +244,7 @@ async def _run(settings: Settings, on_demand: bool, ready: Callable[[str], None]
 
         def listening(url: str) -> None:
             controller.url = url
-            _write_private(settings.home / "controller.url", url.encode() + b"\n")
+            write_private(settings.home / "controller.url", url.encode() + b"\n")
             ready(url)
 
         mcp = Door(controller, SOCKET_OWNER)
@@ -339,7 +262,7 @@ async def _run(settings: Settings, on_demand: bool, ready: Callable[[str], None]
                 doors={"/mcp": mcp},
             )
         finally:
-            watch.cancel()
+            watching.cancel()
             await mcp.close()
             if ending:
                 await asyncio.wait(ending)
@@ -353,7 +276,7 @@ async def _shut_down(controller: Controller, home: Path) -> None:
     try:
         await controller.shut_down()
     except UnavailableError as e:
-        _write_private(home / "not-ended", f"{e.what}\n{e.remedy}\n".encode())
+        write_private(home / "not-ended", f"{e.what}\n{e.remedy}\n".encode())
         raise
 
 
@@ -366,20 +289,6 @@ async def _end_leases(controller: Controller, stop: asyncio.Event) -> None:
         log.warning("not every lease could be ended at once: %s", e)
     finally:
         stop.set()
-
-
-async def _watch_home(home: Path, stop: asyncio.Event) -> None:
-    """A controller whose home was taken away, or is no longer its own, serves nobody."""
-    lock = home / "controller.lock"
-    mine = lock.stat().st_ino
-    with contextlib.suppress(FileNotFoundError):
-        while lock.stat().st_ino == mine:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(5):
-                    await stop.wait()
-                    return
-    log.error("the home %s is gone: nothing can be written down any more", home)
-    stop.set()
 
 
 async def clean_up(settings: Settings) -> bool:

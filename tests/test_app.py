@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cu_fleet import app
+from cu_fleet.home import locked, prepare_home, secret_of
 from cu_fleet.model.errors import ConflictError, FleetError, InvalidError
 from cu_fleet.settings import Settings, default_home, read_settings
 
@@ -14,7 +15,7 @@ from cu_fleet.settings import Settings, default_home, read_settings
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     path = tmp_path / "fleet"
-    app.prepare_home(path)
+    prepare_home(path)
     return path
 
 
@@ -25,23 +26,23 @@ def test_a_home_is_private_from_the_first_moment(home: Path) -> None:
 def test_a_home_that_others_can_read_is_refused_with_the_remedy(home: Path) -> None:
     home.chmod(0o755)
     with pytest.raises(InvalidError, match=f"others can read .*; chmod 700 {home}"):
-        app.prepare_home(home)
+        prepare_home(home)
 
 
 def test_one_controller_at_a_time(home: Path) -> None:
-    with app.locked(home), pytest.raises(ConflictError, match=r"runs in .* already"), app.locked(home):
+    with locked(home), pytest.raises(ConflictError, match=r"runs in .* already"), locked(home):
         pass
-    with app.locked(home):
+    with locked(home):
         pass
 
 
 def test_the_secret_is_made_once_and_guarded(home: Path) -> None:
-    secret = app.secret_of(home)
-    assert app.secret_of(home) == secret
+    secret = secret_of(home)
+    assert secret_of(home) == secret
     assert len(secret) == 32
     (home / "secret.key").chmod(0o644)
     with pytest.raises(InvalidError, match="only you can read"):
-        app.secret_of(home)
+        secret_of(home)
 
 
 def test_settings_come_from_env_over_file_over_defaults(home: Path) -> None:

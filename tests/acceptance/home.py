@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cu_fleet.app import open_store, secret_of
+from cu_fleet.app import open_store
 from cu_fleet.client import Fleet
+from cu_fleet.home import secret_of
 from cu_fleet.model.audit import Entry
 from cu_fleet.model.errors import FleetError
 from cu_fleet.settings import read_settings
