@@ -34,7 +34,7 @@ def save(
     note: Annotated[str | None, typer.Option("--note", help="What it is, for the list.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Save a desktop's files and state; it stands still only for that moment."""
+    """Save a desktop's files and state, and of a machine all that runs; it stands still only for that moment."""
 
     async def work(wire: connect.Wire) -> dict[str, Any]:
         path = connect.path("desktops", await connect.desktop_id(wire, desktop), "snapshots")
@@ -81,7 +81,9 @@ def _row(s: dict[str, Any]) -> list[output.Cell]:
     "cu-fleet snapshot restore sn_3k9m2c7d1x --desktop finance",
 )
 def restore(snapshot: SnapshotId, desktop: OntoDesktop = None, as_json: Json = False) -> None:
-    """Put a desktop back to a snapshot: its processes end, its files return, its screen starts afresh.
+    """Put a desktop back to a snapshot: all that runs on it ends, and its files return.
+
+    Its screen starts afresh; a machine's is as it was, with all that ran on it running on.
 
     The lease that holds it keeps its token and goes on under a new generation.
     """
