@@ -107,15 +107,26 @@ def usable_profiles(settings: Settings) -> dict[str, tuple[Profile, str]]:
     return found
 
 
-async def images(settings: Settings) -> list[Image]:
-    """The images there are recipes for, as the Docker engine and the store of machines have them."""
-    of_machines = [_as_image(one) for one in await machines.listing(place_of(settings, "image"))]
-    try:
-        return [*Engine().now(docker_images.listing), *of_machines]
-    except UnavailableError:
-        if not any(one.id for one in of_machines):
-            raise
-        return of_machines  # whoever has those may well have no engine
+async def images(settings: Settings, say: Callable[[str], None]) -> list[Image]:
+    """The images there are recipes for, as the Docker engine and the store of machines have them, wherever that is.
+
+    Whoever cannot be asked is told of; that is refused only where nobody can.
+    """
+    answers = await asyncio.gather(_images_of_engine(), _images_of_machines(settings), return_exceptions=True)
+    refused = [one for one in answers if isinstance(one, BaseException)]
+    for why in refused:
+        if not isinstance(why, FleetError) or len(refused) == len(answers):
+            raise why
+        say(f"not all images are listed: {why}")
+    return [image for one in answers if not isinstance(one, BaseException) for image in one]
+
+
+async def _images_of_engine() -> list[Image]:
+    return await Engine().do(docker_images.listing)
+
+
+async def _images_of_machines(settings: Settings) -> list[Image]:
+    return [_as_image(one) for one in await machines.listing(place_of(settings, "image"))]
 
 
 def _as_image(one: machine_images.Golden) -> Image:

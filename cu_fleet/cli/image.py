@@ -1,4 +1,4 @@
-"""`cu-fleet image`: what desktops in containers are made from. Needs a Docker engine and no controller."""
+"""`cu-fleet image`: what desktops in containers and machines are made from. Needs no controller."""
 
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from cu_fleet.cli.common import Json, command, group
 
 _COLUMNS = ["image", "state", "size", "built"]
 
-app = group("image", "The images that desktops in containers are made from.")
+app = group("image", "The images that desktops in containers and machines are made from.")
 
 
 def register(root: typer.Typer) -> None:
@@ -19,10 +19,10 @@ def register(root: typer.Typer) -> None:
 
 @command(app, "list", "cu-fleet image list", "cu-fleet image list --json")
 def list_(as_json: Json = False) -> None:
-    """Show the images there are recipes for, and which of them the Docker engine has."""
+    """Show the images there are recipes for, and which are built; who cannot be asked is named on standard error."""
     from cu_fleet.cli.root import images
 
-    known = images()
+    known = images(output.note)
     if as_json:
         return output.document({"images": [asdict(one) for one in known]})
     return output.table(_COLUMNS, [_row(one) for one in known], empty="There are no recipes.")

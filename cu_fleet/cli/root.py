@@ -37,11 +37,11 @@ def clean_up(settings: Settings) -> bool:
     return asyncio.run(end_leftovers(settings))
 
 
-def images() -> list[Any]:
+def images(say: Callable[[str], None]) -> list[Any]:
     from cu_fleet.app import images as known
     from cu_fleet.settings import read_settings
 
-    return asyncio.run(known(read_settings()))
+    return asyncio.run(known(read_settings(), say))
 
 
 def build_image(name: str, say: Callable[[str], None], *, fresh: bool) -> Any:

@@ -110,6 +110,19 @@ def test_profile_check(tmp_path: Path) -> None:
     assert cli("profile", "check", str(tmp_path / "none.yaml")).code == 5
 
 
+def test_images_are_listed_though_not_everybody_can_be_asked(home: Path) -> None:
+    away: dict[str, str | None] = {"DOCKER_HOST": "unix:///nowhere"}
+    ended = cli("image", "list", "--json", env=away)
+    assert (ended.code, [one["name"] for one in ended.json["images"]]) == (0, ["vm-desktop"])
+    [line] = ended.err.splitlines()
+    assert line.startswith("not all images are listed: ")
+    assert "/nowhere" in line
+    away["CU_FLEET_HYPERVISOR"] = "qemu+ssh://127.0.0.1:1/system"
+    ended = cli("image", "list", env=away)
+    assert (ended.code, ended.out) == (1, ""), "where nobody can be asked there is no list"
+    assert "/nowhere" in ended.err
+
+
 # completion
 
 NOUNS: dict[str, list[dict[str, Any]]] = {
