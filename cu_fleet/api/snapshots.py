@@ -52,7 +52,7 @@ async def snapshots(
 
 @router.post("/snapshots/{snapshot}/restore", summary="Restore a snapshot", responses=raises(404, 409, 501))
 async def restore(snapshot: SnapshotId, at: At, body: Restore | None = None) -> Restored:
-    """Ends all that runs on the desktop and puts its files back exactly, with a fresh screen, or a machine as it ran."""
+    """Ends all that runs on it and puts its files back exactly, with a fresh screen, or a machine as it ran."""
     view = await at.fleet.restore(at.who, snapshot, (body or Restore()).desktop)
     return Restored(snapshot=snapshot, desktop=view)
 
