@@ -1,10 +1,12 @@
 """What holds without any engine: names and signatures, options, the filter, the clean state, the recipes."""
 
+import gc
 import hashlib
 import io
 import json
 import socket
 import tarfile
+import warnings
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,24 @@ def test_who_never_used_an_engine_needs_none(tmp_path: Path) -> None:
 
     run(body())
     assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_that_is_gone_leaves_no_socket_of_ours_open(tmp_path: Path) -> None:
+    engine = Engine(f"unix://{tmp_path}/sock")
+
+    def refused(why: str) -> None:
+        with pytest.raises(UnavailableError, match=why) as caught:
+            engine.now(lambda api: api.info())
+        assert caught.value.code == "no_engine"
+
+    gc.collect()
+    with warnings.catch_warnings(record=True) as said, socket.socket(socket.AF_UNIX) as shut:
+        warnings.simplefilter("always", ResourceWarning)
+        refused("No such file")
+        shut.bind(str(tmp_path / "sock"))
+        refused("Connection refused")
+        gc.collect()  # the SDK's errors refer to themselves, and to where they arose
+    assert [str(one.message) for one in said] == []
 
 
 def test_an_address_can_make_ssh_do_nothing_else(tmp_path: Path) -> None:

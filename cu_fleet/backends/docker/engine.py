@@ -156,16 +156,6 @@ def _close(pools: list[ThreadPoolExecutor], clients: list[APIClient]) -> None:
         client.close()
 
 
-def _knock(host: str, path: str) -> None:
-    """Before each call: where nobody listens, fail in plain words; the SDK would leave its socket open."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(_SECONDS)
-        try:
-            sock.connect(path)
-        except OSError as e:
-            raise _silent(host, e) from e
-
-
 def _of_context() -> Address:
     """What `docker context use` or `DOCKER_CONTEXT` chose."""
     from docker.context import ContextAPI
@@ -206,20 +196,16 @@ def _connect(address: Address, path: str | None) -> APIClient:
     client = APIClient(url, version=_OLDEST, timeout=_SECONDS, max_pool_size=1, tls=tls or False)
     client.trust_env = False  # or certificates and proxies meant for the web would be taken for the engine, too
     if path:
-        _knock_first(client, address.host, path)
+        from cu_fleet.backends.docker.unix import UnixAdapter
+
+        client.mount("http+docker://", UnixAdapter(path, _SECONDS, max_pool_size=1))
         client.headers["Connection"] = "close"  # the SDK would keep one for each of the last so many paths
-    client._version = client._retrieve_server_version()  # type: ignore[attr-defined]  # noqa: SLF001
+    try:
+        client._version = client._retrieve_server_version()  # type: ignore[attr-defined]  # noqa: SLF001
+    except BaseException:
+        client.close()
+        raise
     return client
-
-
-def _knock_first(client: APIClient, host: str, path: str) -> None:
-    send = client.send
-
-    def knock_and_send(*args: Any, **more: Any) -> Any:
-        _knock(host, path)
-        return send(*args, **more)
-
-    client.send = knock_and_send  # type: ignore[method-assign]
 
 
 def image_of(api: APIClient, name: str) -> dict[str, Any] | None:
