@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cu_fleet.backends.base import Spec
-from cu_fleet.backends.memory_inside import MemoryDesktop, MemoryFile
+from cu_fleet.backends.memory_inside import Call, MemoryDesktop, MemoryFile
 from cu_fleet.controller.evidence import Evidence
 from cu_fleet.model.access import Caller, Grants
 from cu_fleet.model.action import parse_actions
@@ -484,5 +484,32 @@ def test_what_a_frozen_desktop_leaves_is_kept_though_its_screen_cannot_be(
             assert [x.purpose for x in await fleet.controller.snapshots(ANA, None)] == ["evidence"]
             (entry,) = await fleet.controller.audit(ANA, what="lease.evidence")
             assert str(entry.facts["not_kept"]).startswith("TimeoutError")
+
+    run(body())
+
+
+def test_a_frozen_desktop_is_kept_as_it_stands_before_anything_in_it_goes_on(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with running(tmp_path, evidence=False) as fleet:  # no picture: one that stands still gives none
+            lease = await fleet.granted("a")
+            desktop = fleet.backend.desktop(lease.desktop or "")
+            desktop.slot["out/report"] = MemoryFile(b"as it stood")
+            went_on: list[Call] = []
+
+            async def go_on(call: Call) -> int:
+                went_on.append(call)
+                desktop.slot["out/report"] = desktop.files["/home/agent/later"] = MemoryFile(b"later")
+                return 0
+
+            fleet.backend.commands["go-on"] = go_on
+            await fleet.controller.freeze(ANA, lease.lease)
+            assert fleet.backend.abilities.exec
+            await fleet.backend.abilities.exec.exec({"desktop": lease.desktop}, ["go-on"])
+            await fleet.controller.revoke(ANA, lease.lease, snapshot=True)
+            await fleet.settled()
+            assert went_on, "planting has let it go on, in the end"
+            assert (tmp_path / "artifacts" / lease.lease / "out" / "report").read_bytes() == b"as it stood"
+            (kept,) = fleet.world.snapshots.values()
+            assert not kept.files
 
     run(body())
