@@ -6,6 +6,7 @@ comes up, and one with `PROGRESS` has its caller wait longer. `stop` takes any h
 also while nothing of it exists. A backend keeps no state of its own in memory that a restart would lose.
 """
 
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -178,13 +179,28 @@ class Meter(Protocol):
     async def usage(self, handle: Handle) -> Usage: ...
 
 
+@dataclass(frozen=True)
+class Room:
+    """What is left of a disk."""
+
+    disk: str  # its name, the same for all who write to it
+    free: int  # bytes that those may still write
+    size: int
+    host: str = ""  # where it is, if not here
+
+    @classmethod
+    def at(cls, folder: Path) -> "Room":
+        found = os.statvfs(folder)
+        return cls(f"{folder.stat().st_dev:x}", found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize)
+
+
 class Disk(Protocol):
     async def used(self, handle: Handle) -> int:
         """Bytes on disk that the desktop has written, whatever it did to hide them."""
         ...
 
-    async def at_home(self, handle: Handle) -> bool:
-        """Whether that is the disk of the fleet's home, and not one elsewhere."""
+    async def room(self, handle: Handle) -> Room | None:
+        """What is left of the disk that it writes to, where that is known."""
         ...
 
 

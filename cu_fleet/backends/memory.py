@@ -9,12 +9,13 @@ picture; its files are a dictionary that snapshots copy; its commands are corout
     backend.commands["greet"] = greet   # async def greet(call: Call) -> int
 """
 
+import asyncio
 import shutil
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cu_fleet.backends.base import Abilities, Check, Endpoint, FileInfo, Found, Place, Saved, Spec, Usage
+from cu_fleet.backends.base import Abilities, Check, Endpoint, FileInfo, Found, Place, Room, Saved, Spec, Usage
 from cu_fleet.backends.lending import SlotLending
 from cu_fleet.backends.memory_inside import COMMANDS, HOME, Call, Command, MemoryDesktop, MemoryFile, MemoryProcess
 from cu_fleet.backends.memory_screen import Gate, Screen
@@ -210,8 +211,8 @@ class _Meter(_Ability):
 
 
 class _Disk(_Ability):
-    async def at_home(self, handle: Handle) -> bool:
-        return True
+    async def room(self, handle: Handle) -> Room:
+        return await asyncio.to_thread(Room.at, self.backend.place.home)
 
     async def used(self, handle: Handle) -> int:
         desktop = self.backend.of(handle)

@@ -3,7 +3,8 @@
 No kernel limit that always can be had bounds a folder, so what each desktop has written is measured: every half minute,
 and as soon as the disk has lost some room since the last time, which is looked at every second. Between two looks a
 desktop can write more than it may, but no more than the disk takes in that time. When hardly any room is left, the
-desktop that has written most is stopped likewise, whatever its limit.
+desktop that has written most is stopped likewise, whatever its limit. Desktops may fill other disks than the home's, on
+other hosts too: how much room is left there is asked whenever they are measured.
 
 To stand still is to be frozen, so that nothing more is written and a person can look, with the lease paused and told
 why. A rollback frees the room. A desktop that nobody holds is not worth looking at, and is replaced.
@@ -11,10 +12,11 @@ why. A rollback frees the room. A desktop that nobody holds is not worth looking
 
 import asyncio
 import logging
-import os
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-from cu_fleet.backends.base import Freeze
+from cu_fleet.backends.base import Disk, Freeze, Room
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.ending import Ending
 from cu_fleet.model.desktop import RUNNING, Desktop, Event, Stage, moved
@@ -29,58 +31,91 @@ _LEAST_ROOM = 1 << 30  # or a twentieth of the disk, if that is less
 _MOST_SECONDS = 60.0
 
 
+@dataclass(frozen=True)
+class _Used:
+    """What a desktop has written when it was measured, and what was left of the disk it writes to."""
+
+    desktop: Desktop
+    size: int
+    room: Room | None
+
+    @property
+    def low(self) -> bool:
+        return self.room is not None and _low(self.room)
+
+    @property
+    def disk(self) -> tuple[str, str] | None:
+        return (self.room.host, self.room.disk) if self.room else None
+
+
 class Bounding:
     def __init__(self, core: Core, ending: Ending) -> None:
         self.core = core
         self.ending = ending
-        self._room = 0
+        self._free = 0  # of the home's disk
         self._next = 0.0
+        self._known: dict[str, list[_Used]] = {}  # of each backend
+        self._measuring: dict[str, asyncio.Task[None]] = {}
 
     async def watch(self) -> None:
         """For ever."""
-        while True:
-            try:
-                await self._look()
-            except (FleetError, OSError) as e:
-                log.warning("the disk could not be watched: %s", e)
-            await self.core.clock.sleep(LOOK_EVERY)
+        try:
+            while True:
+                with _told("the disk"):
+                    await self._look()
+                await self.core.clock.sleep(LOOK_EVERY)
+        finally:
+            for task in self._measuring.values():
+                task.cancel()
+            await asyncio.gather(*self._measuring.values(), return_exceptions=True)
 
     async def _look(self) -> None:
-        room, least = await asyncio.to_thread(room_of, self.core.settings.home)
-        if room > self._room - _STEP and self.core.now() < self._next:
-            self._room = max(self._room, room)
+        room = await asyncio.to_thread(Room.at, self.core.settings.home)
+        if room.free > self._free - _STEP and self.core.now() < self._next:
+            self._free = max(self._free, room.free)
             return
-        used = await self._measure()
-        self._room, self._next = room, self.core.now() + (MEASURE_EVERY if room > least else MEASURE_WHEN_LOW)
-        for desktop, size in used:
-            if size > (limit := self.core.profile(desktop.profile).limits.disk):
-                await self._hold_still(
-                    desktop, f"it has written {_in_words(size)}, and its limit is {_in_words(limit)}"
-                )
-        if room < least and (here := [one for one in used if await self._at_home(one[0])]):
-            desktop, size = max(here, key=lambda one: one[1])
-            if size > _STEP:
-                what = f"only {_in_words(room)} are left of the disk, and it has written most, {_in_words(size)}"
-                await self._hold_still(desktop, what)
+        self._free, self._next = room.free, self.core.now() + (MEASURE_WHEN_LOW if _low(room) else MEASURE_EVERY)
+        for name, backend in self.core.backends.items():
+            if backend.abilities.disk and (name not in self._measuring or self._measuring[name].done()):
+                work = self._measure(name, backend.abilities.disk)
+                self._measuring[name] = asyncio.create_task(work, name=f"disk of {name}")
 
-    async def _measure(self) -> list[tuple[Desktop, int]]:
+    async def _measure(self, name: str, disk: Disk) -> None:
+        """One backend's desktops, so that none waits for a host that does not answer."""
+        with _told(f"the disk of {name}"):
+            found = self._known[name] = await self._used(name, disk)
+            for one in found:
+                if one.size > (limit := self.core.profile(one.desktop.profile).limits.disk):
+                    why = f"it has written {_in_words(one.size)}, and its limit is {_in_words(limit)}"
+                    await self._hold_still(one.desktop, why)
+            for full in {one.disk: one.room for one in found if one.low}.values():
+                assert full
+                self._next = min(self._next, self.core.now() + MEASURE_WHEN_LOW)
+                await self._make_room(full)
+
+    async def _used(self, name: str, disk: Disk) -> list[_Used]:
         running = tuple(stage.value for stage in RUNNING)
         found = []
         for desktop in await self.core.read(lambda tx: tx.find(Desktop, stage=running)):
-            ability = self.core.backend(desktop.backend).abilities.disk
-            if ability is None or desktop.profile not in self.core.profiles:
+            if desktop.backend != name or desktop.profile not in self.core.profiles:
                 continue
             try:
-                used = await self.core.bounded(ability.used(desktop.handle), "measure its disk", _MOST_SECONDS)
+                used = await self.core.bounded(disk.used(desktop.handle), "measure its disk", _MOST_SECONDS)
+                room = await self.core.bounded(disk.room(desktop.handle), "say what is left of its disk", _MOST_SECONDS)
             except FleetError as e:
                 log.warning("desktop %s: %s", desktop.id, e)
             else:
-                found.append((desktop, used))
+                found.append(_Used(desktop, used, room))
         return found
 
-    async def _at_home(self, desktop: Desktop) -> bool:
-        disk = self.core.backend(desktop.backend).abilities.disk
-        return disk is not None and await disk.at_home(desktop.handle)
+    async def _make_room(self, room: Room) -> None:
+        """Stop who has written most to this disk."""
+        there = [one for known in self._known.values() for one in known if one.disk == (room.host, room.disk)]
+        most = max(there, key=lambda one: one.size)
+        if most.size > _STEP:
+            where = f" on {room.host}" if room.host else ""
+            left = f"only {_in_words(room.free)} are left of the disk{where}"
+            await self._hold_still(most.desktop, f"{left}, and it has written most, {_in_words(most.size)}")
 
     async def _hold_still(self, desktop: Desktop, why: str) -> None:
         lease = await self.core.change(lambda tx: self._write(tx, desktop, f"desktop {desktop.id} stands still: {why}"))
@@ -120,10 +155,17 @@ class Bounding:
         return paused
 
 
-def room_of(home: Path) -> tuple[int, int]:
-    """How much of the disk is left, and how much should be."""
-    found = os.statvfs(home)
-    return found.f_bavail * found.f_frsize, min(_LEAST_ROOM, found.f_blocks * found.f_frsize // 20)
+def _low(room: Room) -> bool:
+    return room.free < min(_LEAST_ROOM, room.size // 20)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """What goes wrong is tried again at the next look."""
+    try:
+        yield
+    except (FleetError, OSError) as e:
+        log.warning("%s could not be watched: %s", what, e)
 
 
 def _in_words(size: int) -> str:

@@ -1,12 +1,17 @@
 """Disks: a desktop that has written more than it may stands still, whoever holds it hears why, and others go on."""
 
+import asyncio
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from cu_fleet.backends.base import Place, Room
+from cu_fleet.backends.memory import MemoryBackend
 from cu_fleet.backends.memory_inside import MemoryFile
 from cu_fleet.controller import bounding
 from cu_fleet.model.action import parse_actions
+from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import LeasePausedError, UnavailableError
 from cu_fleet.model.view import LeaseView
 from tests.controller.fleet import ANA, Fleet, profile, running
@@ -107,19 +112,48 @@ def test_one_that_nobody_holds_is_replaced(tmp_path: Path) -> None:
     run(body())
 
 
+@pytest.mark.parametrize(("host", "words"), [("", "of the disk"), ("me@there", "of the disk on me@there")])
 def test_when_hardly_any_room_is_left_who_has_written_most_is_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, words: str
 ) -> None:
     monkeypatch.setattr(bounding, "_STEP", 1 << 20)
-    monkeypatch.setattr(bounding, "room_of", lambda home: (100 << 20, 1 << 30))
+
+    async def room(handle: Handle) -> Room:
+        return Room("one", 100 << 20, 10 << 30, host)
 
     async def body() -> None:
         async with running(tmp_path) as fleet:
+            monkeypatch.setattr(fleet.backend.abilities.disk, "room", room)
             other, lease = await fleet.granted("b"), await fleet.granted("a")
             write(fleet, lease)
             found = await paused(fleet, lease)
-            assert "only 100 MB are left of the disk, and it has written most, 2 MB" in found.reason
+            assert f"only 100 MB are left {words}, and it has written most, 2 MB" in found.reason
             assert (await fleet.controller.lease(ANA, other.lease)).control == "agent"
+
+    run(body())
+
+
+def test_a_host_that_does_not_answer_keeps_nobody_else_from_being_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Handle] = []
+
+    async def hangs(handle: Handle) -> NoReturn:
+        asked.append(handle)
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError("nobody answers")
+
+    async def body() -> None:
+        async with running(tmp_path, SMALL, profile("far", backend="away")) as fleet:
+            away = MemoryBackend(Place(tmp_path, "f1"), fleet.world)
+            monkeypatch.setattr(away.abilities.disk, "used", hangs)
+            fleet.controller.core.backends["away"] = away
+            lease, _ = await fleet.granted("a"), await fleet.granted("b", "far")
+            await look(fleet)
+            await until(lambda: asked)
+            write(fleet, lease)
+            await paused(fleet, lease)
+            assert len(asked) == 1
 
     run(body())
 

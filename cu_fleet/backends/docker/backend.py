@@ -21,6 +21,7 @@ from cu_fleet.backends.base import (
     Found,
     Place,
     Process,
+    Room,
     Saved,
     Spec,
 )
@@ -285,8 +286,10 @@ class _Exec(Ability[DockerBackend]):
 
 
 class _Disk(Ability[DockerBackend]):
-    async def at_home(self, handle: Handle) -> bool:
-        return not self.backend.desk(handle).far
+    async def room(self, handle: Handle) -> Room | None:
+        """Of the home's disk, which the engine's is most likely too, if it is this machine's."""
+        far = self.backend.desk(handle).far
+        return None if far else await asyncio.to_thread(Room.at, self.backend.house.layout.top)
 
     async def used(self, handle: Handle) -> int:
         return await self.backend.counting.used(self.backend.desk(handle))

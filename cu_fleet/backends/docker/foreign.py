@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cu_fleet.backends import door
-from cu_fleet.backends.base import Abilities, Check, Endpoint, Found, Place, Spec
+from cu_fleet.backends.base import Abilities, Check, Endpoint, Found, Place, Room, Spec
 from cu_fleet.backends.docker import begin, walls
 from cu_fleet.backends.docker.abilities import Ability, Freeze, Logs, Meter, Network, found_at, said_to_the_engine
 from cu_fleet.backends.docker.engine import short_log
@@ -262,8 +262,8 @@ def _insist_on_vnc(desk: Desk, said: bytes) -> None:
 
 
 class _Disk(Ability[DockerVncBackend]):
-    async def at_home(self, handle: Handle) -> bool:
-        return True  # as the engine sees our files
+    async def room(self, handle: Handle) -> Room:
+        return await asyncio.to_thread(Room.at, self.backend.house.layout.top)  # the engine sees our files
 
     async def used(self, handle: Handle) -> int:
         desk = self.backend.desk(handle)

@@ -25,6 +25,7 @@ from cu_fleet.backends.base import (
     Found,
     Place,
     Process,
+    Room,
     Saved,
     Spec,
     Usage,
@@ -381,8 +382,8 @@ class _Tidy(_Ability):
 
 
 class _Disk(_Ability):
-    async def at_home(self, handle: Handle) -> bool:
-        return self.backend.layout.at_home()
+    async def room(self, handle: Handle) -> Room:
+        return await asyncio.to_thread(Room.at, self.backend.layout.desktops)
 
     async def used(self, handle: Handle) -> int:
         desk = self.backend.desk(handle)

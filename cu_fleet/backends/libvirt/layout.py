@@ -89,10 +89,6 @@ class Layout:
         """Whether this fleet ever had a machine."""
         return (self.own / "key").exists()
 
-    def at_home(self) -> bool:
-        """Whether machines fill the disk that the fleet's home is on."""
-        return self.desktops.stat().st_dev == self.home.stat().st_dev
-
     @property
     def images(self) -> Path:
         return self.store / "images"

@@ -13,6 +13,7 @@ from cu_fleet.backends.base import (
     Found,
     Place,
     Process,
+    Room,
     Saved,
     Spec,
     Usage,
@@ -174,8 +175,8 @@ class _Meter(_Ability):
 
 
 class _Disk(_Ability):
-    async def at_home(self, handle: Handle) -> bool:
-        return True
+    async def room(self, handle: Handle) -> Room:
+        return await in_thread(Room.at, self.backend.house.home)
 
     async def used(self, handle: Handle) -> int:
         desk = self.backend.desk(handle)

@@ -24,6 +24,7 @@ from cu_fleet.backends.base import (
     Found,
     Place,
     Process,
+    Room,
     Saved,
     Spec,
     Usage,
@@ -321,9 +322,9 @@ class _Disk(_Ability):
         size: int = await self.on("used", handle)
         return size
 
-    async def at_home(self, handle: Handle) -> bool:
-        del handle
-        return False
+    async def room(self, handle: Handle) -> Room | None:
+        there: Room | None = await self.on("room", handle)
+        return there and replace(there, host=self.ask.host.name)
 
 
 class _Tidy(_Ability):

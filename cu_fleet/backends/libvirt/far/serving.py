@@ -301,5 +301,6 @@ _CALLS: dict[str, Callable[[Backend, Words], Awaitable[object]]] = {
     "thaw": _of_handle("freeze", "thaw"),
     "logs": _of_handle("logs", "logs"),
     "usage": _of_handle("meter", "usage"),
+    "room": _of_handle("disk", "room"),
     "used": _of_handle("disk", "used"),
 }

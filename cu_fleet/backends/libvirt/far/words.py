@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from cu_fleet.backends.base import Check, FileInfo, Found, Saved, Spec, Usage
+from cu_fleet.backends.base import Check, FileInfo, Found, Room, Saved, Spec, Usage
 from cu_fleet.backends.libvirt.images import Golden
 from cu_fleet.model import errors
 from cu_fleet.model.desktop import Handle
@@ -20,7 +20,7 @@ from cu_fleet.model.profile import Profile
 
 Words = dict[str, Any]
 ABILITIES = ("snapshots", "exec", "freeze", "files", "network", "logs", "meter", "disk", "tidy")  # that cross
-VERSION = 1  # of how the two sides speak; the same in all that can talk to each other
+VERSION = 2  # of how the two sides speak; the same in all that can talk to each other
 _LONGEST_HANDLE = 10_000  # characters
 _MOST_SAID = 4000  # characters of an error's sentence
 _CLASSES = {name: one for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, FleetError)}
@@ -49,6 +49,7 @@ _ANSWERS: dict[str, Any] = {
     "listing": list[FileInfo],
     "logs": str,
     "put": int,
+    "room": Room | None,
     "save": Saved,
     "saved": list[str],
     "tidy": list[str],
