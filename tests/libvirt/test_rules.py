@@ -4,15 +4,19 @@ import contextlib
 import io
 import json
 import os
+import secrets
+import signal
+import subprocess
 import tarfile
 import threading
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from cu_fleet.backends.base import Place
-from cu_fleet.backends.libvirt import domain, images, machines, rest, saved, seed, warm
+from cu_fleet.backends.libvirt import domain, images, machines, processes, rest, saved, seed, warm
 from cu_fleet.backends.libvirt.hypervisor import Hypervisor
 from cu_fleet.backends.libvirt.layout import Layout
 from cu_fleet.backends.libvirt.options import options
@@ -249,3 +253,62 @@ def test_rest_begins_anew_whenever_a_processor_works(tmp_path: Path, monkeypatch
         return [seconds > 0 for seconds in told]
 
     assert run(body()) == [True, True, False, True, False, True]
+
+
+def test_a_machine_is_taken_for_warm_only_when_it_is_ready_and_has_come_to_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[object] = []
+
+    class Port:
+        state = {"stage": "boots"}
+
+        async def told(self) -> None:
+            self.state = {"stage": "ready 800x600"}
+            said.append("ready")
+
+        async def ask(self, kind: str, data: bytes) -> None:
+            said.append((kind, json.loads(data)["boot"]))
+
+    async def take(*_: object) -> Port:
+        return Port()
+
+    async def resting(*_: object) -> AsyncGenerator[float, None]:
+        for seconds in (1.0, 0.0, 1.0, 2.0, 3.0):
+            said.append(seconds)
+            yield seconds
+
+    monkeypatch.setattr(warm, "take", take)
+    monkeypatch.setattr(warm, "resting", resting)
+    monkeypatch.setattr(warm, "give_back", lambda *_: said.append("given back"))
+    places = layout(tmp_path)
+    run(Warm(places, Hypervisor("test:///default"))._come_up(places.desk("dk_1"), "canary"))  # noqa: SLF001
+    assert said == ["ready", 1.0, 0.0, 1.0, 2.0, ("b", "canary"), "given back"]
+
+
+@pytest.mark.real
+def test_only_a_users_own_processes_with_the_mark_are_killed() -> None:
+    """Real ones, of users that nobody else is, so as root."""
+    mark, mine, another = f"/cu-fleet-{secrets.token_hex(8)}/one", 0x7FFF_0001, 0x7FFF_0002
+
+    def sleeper(name: str, uid: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([name, "600"], executable="/bin/sleep", user=uid, group=uid, extra_groups=[], cwd="/")
+
+    with contextlib.ExitStack() as ends:
+
+        def begin(name: str, uid: int) -> subprocess.Popen[bytes]:
+            one = ends.enter_context(sleeper(name, uid))
+            ends.callback(one.kill)
+            return one
+
+        ours = [begin(f"{mark}/sock", mine), begin(mark, mine)]
+        others = {"user": begin(f"{mark}/sock", another), "mark": begin(f"{mark[:-3]}two", mine)}
+        assert processes.kill(os.fsencode(mark), mine) == 2
+        assert [one.wait(20) for one in ours] == [-signal.SIGKILL] * 2
+        assert {name: one.poll() for name, one in others.items()} == {"user": None, "mark": None}
+        processes.end(os.fsencode(mark))
+        assert others["user"].poll() is None, "the mark is but the beginning of its word"
+        assert processes.kill(os.fsencode(mark)) == 1, "whoever it belongs to, if nobody is named"
+        assert others["user"].wait(20) == -signal.SIGKILL
+        assert processes.kill(os.fsencode(mark)) == 0
+        assert others["mark"].poll() is None
