@@ -31,6 +31,7 @@ class UnixAdapter(UnixHTTPAdapter):
     def get_connection(self, url: bytes | str, proxies: Any = None) -> UnixHTTPConnectionPool:
         del proxies
         with self.pools.lock:
-            pool: UnixHTTPConnectionPool = self.pools.get(url) or _Pool(self, str(url))
-            self.pools[url] = pool
+            if url not in self.pools:
+                self.pools[url] = _Pool(self, str(url))
+            pool: UnixHTTPConnectionPool = self.pools[url]
         return pool
