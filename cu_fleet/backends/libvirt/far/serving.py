@@ -83,7 +83,7 @@ class Serving:
         name = str(asked.pop("backend", ""))
         if work := self.beside.get(do):
             return await work(talk, asked)
-        if (backend := self.backends.get(name)) is None or not (do in _CALLS or do in _TALKS or do in _MADE):
+        if (backend := self.backends.get(name)) is None or do not in VERBS:
             raise UnsupportedError(f"no {name} here can {do}", code="unsupported")
         if do != "check":
             await self._alone()
@@ -304,3 +304,4 @@ _CALLS: dict[str, Callable[[Backend, Words], Awaitable[object]]] = {
     "room": _of_handle("disk", "room"),
     "used": _of_handle("disk", "used"),
 }
+VERBS = frozenset((*_MADE, *_TALKS, *_CALLS))  # of one backend

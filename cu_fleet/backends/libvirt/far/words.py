@@ -21,6 +21,7 @@ from cu_fleet.model.profile import Profile
 Words = dict[str, Any]
 ABILITIES = ("snapshots", "exec", "freeze", "files", "network", "logs", "meter", "disk", "tidy")  # that cross
 VERSION = 2  # of how the two sides speak; the same in all that can talk to each other
+SPOKEN = "a1089df39e76d850"  # a digest of that: where it changes, so must VERSION
 _LONGEST_HANDLE = 10_000  # characters
 _MOST_SAID = 4000  # characters of an error's sentence
 _CLASSES = {name: one for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, FleetError)}
