@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from cu_fleet.backends import slirp
 from cu_fleet.backends.base import Place, Spec
 from cu_fleet.backends.libvirt import LibvirtVncBackend, checks, domain, foreign, machines, network
 from cu_fleet.backends.libvirt.layout import Desk, Layout
@@ -171,7 +172,7 @@ def test_it_is_an_error_when_nobody_connects(folder: Path, monkeypatch: pytest.M
     with pytest.raises(UnavailableError, match="did not connect to its network"):
         network.prove(desk)
     network.end(desk)
-    monkeypatch.setattr(network, "_OWN_TUN", "exit 1")
+    monkeypatch.setattr(slirp, "_OWN_TUN", "exit 1")
     with pytest.raises(UnavailableError, match="slirp4netns could not connect it"):
         network.begin(_desk(folder / "other"), SOMEBODY)
     run(until(lambda: not processes(str(folder))))

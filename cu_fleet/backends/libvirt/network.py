@@ -13,7 +13,6 @@ connects, which is how it is proved that QEMU did. What is begun bears a mark, a
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import select
@@ -26,6 +25,7 @@ from io import FileIO
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement
 
+from cu_fleet.backends import slirp
 from cu_fleet.backends.libvirt import processes, router
 from cu_fleet.backends.libvirt.layout import Desk
 from cu_fleet.model.errors import ConflictError, UnavailableError
@@ -42,11 +42,7 @@ _SECONDS = 30.0
 _SECONDS_TO_SHUT = 20.0
 _NAP = 0.01
 _MOST_SAID = 64 << 10
-_NS_GET_USERNS = 0xB701
 _PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
-_NAMED = ("bash", "-c", 'exec -a "$0" "$@"')
-_OWN_TUN = """mount -t tmpfs tmpfs /mnt && mknod -m 666 /mnt/tun c 10 200 && mount --bind /mnt/tun "$0" &&
-exec "$@" """  # the machine's own may be closed to all but root
 
 
 def need() -> None:
@@ -172,7 +168,7 @@ class _Start:
     """A network under way. When whoever makes it dies, what there is of it ends, or bears the mark."""
 
     def __init__(self, desk: Desk, uid: int | None) -> None:
-        self.desk, self.uid = desk, uid
+        self.desk, self.uid, self._marker = desk, uid, os.fsdecode(_mark(desk))
         self.until = time.monotonic() + _SECONDS
         self._held = contextlib.ExitStack()
         self.go, self.errors, self.tether, self.info, self.said, self.ready = (self._pipe() for _ in range(6))
@@ -213,8 +209,8 @@ class _Start:
         given = {"--info-fd": self.info.into, "--sync-fd": self.tether.into}
         walls += [word for name, file in given.items() for word in (name, str(file.fileno()))]
         serve = [_PYTHON, "-I", "-S", "-c", _ROUTER]
-        bwrap = self._named(["bwrap", *walls, "--", *serve])
-        self._spawn([*self._dropped(), *bwrap], *given.values(), hears=self.go.out, says=self.said.into)
+        bwrap = slirp.named(self._marker, ["bwrap", *walls, "--", *serve])
+        self._spawn([*slirp.dropped(self.uid), *bwrap], *given.values(), hears=self.go.out, says=self.said.into)
         try:
             pid = int(json.loads(self._heard(self.info, b"}"))["child-pid"])
         except (ValueError, KeyError):
@@ -229,14 +225,10 @@ class _Start:
             net = self._held.enter_context(FileIO(f"/proc/{pid}/ns/net"))
         except FileNotFoundError:
             raise self._failed("bubblewrap has ended") from None
-        user = self._held.enter_context(FileIO(fcntl.ioctl(net, _NS_GET_USERNS)))
-        slirp = ["slirp4netns", "--configure", "--mtu=65520", "--disable-host-loopback", "--enable-seccomp"]
-        slirp += [f"--ready-fd={self.ready.into.fileno()}", f"--exit-fd={self.tether.out.fileno()}"]
-        slirp += ["--netns-type=path", f"--userns-path=/proc/self/fd/{user.fileno()}"]
-        slirp += [f"/proc/self/fd/{net.fileno()}", "tap0"]
-        own_tun = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", _OWN_TUN, str(TUN)]
-        command = [*(own_tun if self._dropped() else []), *self._dropped(), *self._named(slirp)]
-        self._spawn(command, self.ready.into, self.tether.out, net, user)
+        user = self._held.enter_context(FileIO(slirp.owner(net.fileno())))
+        ready, tether = self.ready.into, self.tether.out
+        fds = slirp.Ends(net.fileno(), user.fileno(), ready.fileno(), tether.fileno())
+        self._spawn(slirp.command(fds, self._marker, self.uid), net, user, ready, tether)
         if not self._heard(self.ready, b"1"):
             raise self._failed("slirp4netns could not connect it")
 
@@ -266,13 +258,6 @@ class _Start:
         for file in (*given, hears, says):
             if file:
                 file.close()
-
-    def _dropped(self) -> list[str]:
-        """As the desktop's own user, if it has one."""
-        return [] if self.uid is None else ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups"]
-
-    def _named(self, argv: list[str]) -> list[str]:
-        return [*_NAMED, os.fsdecode(_mark(self.desk)), *argv]
 
     def _heard(self, pipe: _Pipe, word: bytes) -> bytes:
         """What comes until this word, the end, or no more in time."""

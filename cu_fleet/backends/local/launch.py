@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from cu_fleet.backends import slirp
 from cu_fleet.backends.door import read_log
 from cu_fleet.backends.local import demands, seccomp, walls
 from cu_fleet.backends.local.cgroups import Groups
@@ -34,7 +35,6 @@ from cu_fleet.model.profile import Profile
 _ARGS, _SECCOMP, _SYNC, _INFO, _GO = 3, 4, 5, 6, 7  # one digit each: more is not portable in shells
 _MOST_SAID = 64 << 10
 _NAP = 0.001
-_NS_GET_USERNS = 0xB701
 _MNT = Path("/mnt")
 _ENV = {"PATH": demands.PATH, "LANG": "C.UTF-8"}
 # $0 is the marker. Two forks make the rest an orphan at once; `echo 0` enters the process that writes it.
@@ -42,8 +42,6 @@ _LAUNCH = """( cd /; umask 022; ulimit -c 0; { echo 200 >/proc/self/oom_score_ad
 while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs" || $insist; shift; done; shift; exec "$@" ) &"""
 _WAIT = 'exec >&2; read go <&7 && exec "$@"'  # when whoever would say so is gone, it goes too
 _SHOW = 'mount --bind "$1" /mnt && echo && read done'
-_TUN = """mount -t tmpfs tmpfs /mnt && mknod -m 666 /mnt/tun c 10 200 && mount --bind /mnt/tun /dev/net/tun &&
-exec "$@" """  # the machine's own may be closed to all but root
 _SIGNALS = range(1, 32)  # Python ignores SIGPIPE; what it starts must not
 
 
@@ -166,12 +164,6 @@ class Launch:
         with contextlib.suppress(BrokenPipeError):  # `ready` will say why it has ended
             os.write(self._go, word)
 
-    def _dropped(self, argv: list[str]) -> list[str]:
-        """As the desktop's own uid, if it has one."""
-        if self.uid is None:
-            return argv
-        return ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", *argv]
-
     def _spawn(self, words: Sequence[str], fds: dict[int, int], *, insist: bool = False) -> int:
         """Returns the session of what was started: its leader leaves at once, and is to be reaped."""
         script = f"insist={'exit' if insist else 'true'}; {_LAUNCH}"
@@ -224,18 +216,11 @@ class Launch:
         """Give the desktop's network namespace a way out, by a process that ends when init's end of a pipe closes."""
         await self._loopback()
         net = self.holding(os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC))
-        user = self.holding(fcntl.ioctl(net, _NS_GET_USERNS))
+        user = self.holding(slirp.owner(net))
         said = self.holding(self.pipes.add("network"))
         errors = self.holding(self.pipes.add("slirp"))
-        slirp = ["slirp4netns", "--configure", "--mtu=65520", "--disable-host-loopback", "--enable-seccomp"]
-        slirp += ["--ready-fd=3", "--exit-fd=4", "--netns-type=path", "--userns-path=/proc/self/fd/7"]
-        slirp += ["/proc/self/fd/6", "tap0"]
-        marked = ["/bin/bash", "-c", 'exec -a "$0" "$@"', self.desk.marker, *slirp]
-        show = ["unshare", "--mount", "--propagation", "slave", "/bin/sh", "-c", _TUN, self.desk.marker]
-        pid = self._spawn(
-            ["--", *(show if self.uid is not None else []), *self._dropped(marked)],
-            {2: errors, 3: said, 4: self._tether, 5: self.lock, 6: net, 7: user},
-        )
+        command = slirp.command(slirp.Ends(net=6, user=7, ready=3, tether=4), self.desk.marker, self.uid)
+        pid = self._spawn(["--", *command], {2: errors, 3: said, 4: self._tether, 5: self.lock, 6: net, 7: user})
         await asyncio.to_thread(os.waitpid, pid, 0)
         for fd in (said, errors):
             self.let_go(fd)
