@@ -154,7 +154,7 @@ class Home:
         left += [f"process {pid} {KNOWS}" for pid in knowing(f"CU_FLEET_HOME={self.fleet_home}")]
         left += [f"mount {x}" for x in Path("/proc/self/mounts").read_text().splitlines() if f"{self.path}/" in x]
         left += [f"socket {x}" for x in Path("/proc/net/unix").read_text().splitlines() if any(m in x for m in marks)]
-        left += [f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob(f"**/*{fleet}*")]
+        left += [f"cgroup {path}" for path, _, _ in os.walk("/sys/fs/cgroup") if fleet in Path(path).name]
         desktops = self.fleet_home / "desktops"
         return left + [f"desktop {path}" for path in desktops.glob("*") if not path.name.startswith(".")]
 

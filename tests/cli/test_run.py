@@ -101,7 +101,8 @@ def heard(number, _):
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, heard)
 print("up", flush=True)
-time.sleep(60)
+for _ in range(600):
+    time.sleep(0.1)  # a longer one would miss what came just before
 """
 
 
