@@ -104,6 +104,17 @@ async def _send(sock: socket.socket, body: bytes, fds: Sequence[int]) -> None:
         raise UnavailableError(f"the exec door was shut in our face: {e.strerror}", code="no_answer") from None
 
 
+def asked(argv: Sequence[str], env: Mapping[str, str] | None, cwd: str | None) -> bytes:
+    """How init, or whoever stands for it in a machine, is asked to run a command."""
+    words = [f"{name}={value}" for name, value in (env or {}).items()]
+    if not argv or any("\0" in word for word in (*argv, *words, cwd or "")):
+        raise InvalidError("a command has at least one word, and no word has a NUL", code="bad_command")
+    body = pack([["run", cwd or ""], words, list(argv)])
+    if len(body) > MOST_REQUEST:
+        raise InvalidError(f"a command may have {MOST_REQUEST} bytes, this has {len(body)}", code="too_large")
+    return body
+
+
 async def run(
     desk: Desk,
     uid: int,
@@ -112,12 +123,7 @@ async def run(
     cwd: str | None,
     via: Via | None = None,
 ) -> "Command":
-    words = [f"{name}={value}" for name, value in (env or {}).items()]
-    if not argv or any("\0" in word for word in (*argv, *words, cwd or "")):
-        raise InvalidError("a command has at least one word, and no word has a NUL", code="bad_command")
-    body = pack([["run", cwd or ""], words, list(argv)])
-    if len(body) > MOST_REQUEST:
-        raise InvalidError(f"a command may have {MOST_REQUEST} bytes, this has {len(body)}", code="too_large")
+    body = asked(argv, env, cwd)
     sock = via("exec.sock") if via else connect(desk, "exec.sock", uid)
     (stdin, to), (out, stdout), (err, stderr) = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
     try:

@@ -1,6 +1,8 @@
 """What a desktop is like inside, wherever it comes from: its one user, its X server, its window manager's manners."""
 
+import io
 import secrets
+import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -167,3 +169,18 @@ def template(profile: Profile, folders: Iterable[Path]) -> Path | None:
         remedy="look in " + ", ".join(map(str, folders)),
         code="no_template",
     )
+
+
+def home(template: Path | None) -> bytes:
+    """An archive of what a fresh home has; what the profile's folder says wins over the built-in."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for path, (mode, content) in {"": (0o700, None), **HOME_BEGINS}.items():
+            member = tarfile.TarInfo(f"{HOME[1:]}/{path}".rstrip("/"))
+            member.mode, member.mtime = mode, BEGINNING // 10**9
+            member.type = tarfile.DIRTYPE if content is None else tarfile.REGTYPE
+            member.size = len(content or b"")
+            tar.addfile(member, io.BytesIO(content or b""))
+        for own in sorted(template.iterdir()) if template else ():
+            tar.add(own, f"{HOME[1:]}/{own.name}")
+    return data.getvalue()

@@ -9,17 +9,15 @@ Init comes compiled too: an image whose Python understands that saves as much ti
 """
 
 import importlib.util
-import io
 import marshal
 import os
-import tarfile
 from functools import cache
 from pathlib import Path
 
 from cu_fleet.backends import inside
 from cu_fleet.backends.base import Spec
 from cu_fleet.backends.docker.layout import FAR, Desk, write
-from cu_fleet.backends.inside import BEGINNING, HOME, HOME_BEGINS
+from cu_fleet.backends.inside import HOME
 from cu_fleet.backends.tree import wipe
 from cu_fleet.guest import init as guest
 
@@ -125,26 +123,12 @@ def _own(folder: Path, uid: int) -> None:
 
 def clean_state(template: Path | None) -> bytes:
     """An archive of what a fresh desktop has; what the profile's folder says wins over the built-in."""
-    return _archive(template) if template else _plain_state()
+    return inside.home(template) if template else _plain_state()
 
 
 @cache
 def _plain_state() -> bytes:
-    return _archive(None)
-
-
-def _archive(template: Path | None) -> bytes:
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for path, (mode, content) in {"": (0o700, None), **HOME_BEGINS}.items():
-            member = tarfile.TarInfo(f"{HOME[1:]}/{path}".rstrip("/"))
-            member.mode, member.mtime = mode, BEGINNING // 10**9
-            member.type = tarfile.DIRTYPE if content is None else tarfile.REGTYPE
-            member.size = len(content or b"")
-            tar.addfile(member, io.BytesIO(content or b""))
-        for own in sorted(template.iterdir()) if template else ():
-            tar.add(own, f"{HOME[1:]}/{own.name}")
-    return data.getvalue()
+    return inside.home(None)
 
 
 def open_status(desk: Desk) -> int:

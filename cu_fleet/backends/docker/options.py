@@ -1,10 +1,10 @@
 """What a profile may say below `options` for desktops in containers."""
 
-from typing import Literal, TypeVar
+from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from cu_fleet.model.errors import InvalidError
+from cu_fleet.backends.options import checked
 from cu_fleet.model.profile import Profile, Seconds, Size
 from cu_fleet.model.record import Value
 
@@ -44,27 +44,12 @@ class VncOptions(Value):
     door: str = IMAGE  # an image of ours, whose Python passes the screen on
 
 
-T = TypeVar("T", Options, VncOptions)
-
-
 def options(profile: Profile) -> Options:
-    return _checked(profile, Options)
+    return checked(profile, Options)
 
 
 def vnc_options(profile: Profile) -> VncOptions:
-    return _checked(profile, VncOptions)
-
-
-def _checked(profile: Profile, kind: type[T]) -> T:
-    try:
-        return kind.model_validate(profile.options)
-    except ValidationError as e:
-        wrong = e.errors()[0]
-        raise InvalidError(
-            f'profile "{profile.name}": options.{".".join(map(str, wrong["loc"]))}: {wrong["msg"]}',
-            remedy=f"backend {profile.backend} knows {', '.join(kind.model_fields)}",
-            code="bad_options",
-        ) from None
+    return checked(profile, VncOptions)
 
 
 def image(profile: Profile) -> str:

@@ -6,10 +6,10 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
+from cu_fleet.backends.door import asked
 from cu_fleet.backends.libvirt.wire import Wire, answer_in_time, give_back, take
 from cu_fleet.guest.frames import MOST, WINDOW
-from cu_fleet.guest.init import MOST_REQUEST, pack
-from cu_fleet.model.errors import BrokenError, FleetError, InvalidError, UnavailableError
+from cu_fleet.model.errors import BrokenError, FleetError, UnavailableError
 
 _MOST_LINE = 4096
 
@@ -17,13 +17,7 @@ _MOST_LINE = 4096
 async def run(
     path: Path, desktop: str, argv: Sequence[str], env: Mapping[str, str] | None, cwd: str | None
 ) -> "Command":
-    words = [f"{name}={value}" for name, value in (env or {}).items()]
-    if not argv or any("\0" in word for word in (*argv, *words, cwd or "")):
-        raise InvalidError("a command has at least one word, and no word has a NUL", code="bad_command")
-    body = pack([["run", cwd or ""], words, list(argv)])
-    if len(body) > MOST_REQUEST:
-        raise InvalidError(f"a command may have {MOST_REQUEST} bytes, this has {len(body)}", code="too_large")
-    return await _begun(path, desktop, body, "r")
+    return await _begun(path, desktop, asked(argv, env, cwd), "r")
 
 
 async def on_files(path: Path, desktop: str, argv: Sequence[str]) -> "Command":

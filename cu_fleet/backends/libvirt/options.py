@@ -1,10 +1,10 @@
 """What a profile may say below `options` for desktops in virtual machines."""
 
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from cu_fleet.model.errors import InvalidError
+from cu_fleet.backends.options import checked
 from cu_fleet.model.profile import Profile, Seconds
 from cu_fleet.model.record import Value
 
@@ -42,31 +42,12 @@ class ForeignOptions(Options):
         return self
 
 
-T = TypeVar("T", bound=Options)
-
-
 def options(profile: Profile) -> Options:
-    return _checked(profile, ForeignOptions if profile.backend == FOREIGN else Options)
+    return checked(profile, ForeignOptions if profile.backend == FOREIGN else Options)
 
 
 def foreign_options(profile: Profile) -> ForeignOptions:
-    return _checked(profile, ForeignOptions)
-
-
-def _checked(profile: Profile, kind: type[T]) -> T:
-    try:
-        return kind.model_validate(profile.options)
-    except ValidationError as e:
-        wrong = e.errors()[0]
-        raise InvalidError(
-            f'profile "{profile.name}": {_at(wrong["loc"])}: {wrong["msg"].removeprefix("Value error, ")}',
-            remedy=f"the {profile.backend} backend knows {', '.join(kind.model_fields)}",
-            code="bad_options",
-        ) from None
-
-
-def _at(where: tuple[int | str, ...]) -> str:
-    return ".".join(["options", *map(str, where)])
+    return checked(profile, ForeignOptions)
 
 
 def image(profile: Profile) -> str:

@@ -10,7 +10,7 @@ import tarfile
 from pathlib import Path
 
 from cu_fleet.backends import inside
-from cu_fleet.backends.inside import BEGINNING, HOME, HOME_BEGINS, UID
+from cu_fleet.backends.inside import BEGINNING, HOME, UID
 from cu_fleet.guest import channel, files, frames, network, port
 from cu_fleet.guest import init as guest
 from cu_fleet.model.profile import Profile, Screen
@@ -76,7 +76,7 @@ def seed(profile: Profile, template: Path | None) -> bytes:
             "init.py": inside.INIT.encode(),
             "openbox.xml": inside.OPENBOX.encode(),
             **_PROGRAMS,
-            "state.tar": home(template),
+            "state.tar": inside.home(template),
             "xorg.conf": _XORG.format(modeline=_modeline(profile.screen)).encode(),
         }
     )
@@ -106,19 +106,4 @@ def archive(files: dict[str, bytes]) -> bytes:
             member = tarfile.TarInfo(name)
             member.size, member.mtime = len(content), BEGINNING // 10**9
             tar.addfile(member, io.BytesIO(content))
-    return data.getvalue()
-
-
-def home(template: Path | None) -> bytes:
-    """An archive of what a fresh home has; what the profile's folder says wins over the built-in."""
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for path, (mode, content) in {"": (0o700, None), **HOME_BEGINS}.items():
-            member = tarfile.TarInfo(f"{HOME[1:]}/{path}".rstrip("/"))
-            member.mode, member.mtime = mode, BEGINNING // 10**9
-            member.type = tarfile.DIRTYPE if content is None else tarfile.REGTYPE
-            member.size = len(content or b"")
-            tar.addfile(member, io.BytesIO(content or b""))
-        for own in sorted(template.iterdir()) if template else ():
-            tar.add(own, f"{HOME[1:]}/{own.name}")
     return data.getvalue()

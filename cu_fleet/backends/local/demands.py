@@ -7,9 +7,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from cu_fleet.backends.inside import keyboard
+from cu_fleet.backends.options import checked
 from cu_fleet.model.errors import InvalidError, UnavailableError
 from cu_fleet.model.profile import Profile
 from cu_fleet.model.record import Value
@@ -43,15 +42,7 @@ class Options(Value):
 
 
 def options(profile: Profile) -> Options:
-    try:
-        return Options.model_validate(profile.options)
-    except ValidationError as e:
-        wrong = e.errors()[0]
-        raise InvalidError(
-            f'profile "{profile.name}": options.{".".join(map(str, wrong["loc"]))}: {wrong["msg"]}',
-            remedy=f"the local backend knows {', '.join(Options.model_fields)}",
-            code="bad_options",
-        ) from None
+    return checked(profile, Options)
 
 
 def which(program: str) -> str | None:
