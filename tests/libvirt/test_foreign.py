@@ -17,7 +17,7 @@ import pytest
 
 from cu_fleet.app import controller_of
 from cu_fleet.backends.base import Place
-from cu_fleet.backends.libvirt import LibvirtBackend, LibvirtVncBackend, given
+from cu_fleet.backends.libvirt import LibvirtBackend, LibvirtVncBackend, given, rest
 from cu_fleet.backends.libvirt.layout import Desk
 from cu_fleet.backends.libvirt.options import FOREIGN, ForeignOptions, foreign_options
 from cu_fleet.controller import Controller
@@ -138,6 +138,7 @@ def test_both_backends_keep_to_their_own(tmp_path: Path) -> None:
 
 # a real one
 
+REST = 5.0  # of a system that does nothing, that is long enough
 UEFI: dict[str, Any] = {
     "screen": {"width": 1280, "height": 800},
     "limits": {"memory": "256M", "cpus": 1},
@@ -213,6 +214,7 @@ def test_one_runs_under_uefi_with_a_tpm_and_is_forked_saved_restored_and_rolled_
     libvirtd: PrivateLibvirt, open_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LIBVIRT_DEFAULT_URI", libvirtd.uri)
+    monkeypatch.setattr(rest, "_REST", REST)
     image = tiny.make(open_folder)
 
     async def body() -> None:
@@ -275,6 +277,7 @@ def test_under_secure_boot_only_what_was_signed_runs(
 ) -> None:
     """Debian's own chain, with the keys of Microsoft; its loader is first offered a program that nobody signed."""
     monkeypatch.setenv("LIBVIRT_DEFAULT_URI", libvirtd.uri)
+    monkeypatch.setattr(rest, "_REST", REST)
     image = tiny.make_signed(open_folder)
     secure = UEFI | {"options": {"firmware": "uefi", "secure_boot": True, "hardware": "virtio"}}
 

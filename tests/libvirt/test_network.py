@@ -18,7 +18,7 @@ import pytest
 
 from cu_fleet.backends import slirp
 from cu_fleet.backends.base import Place, Spec
-from cu_fleet.backends.libvirt import LibvirtVncBackend, checks, domain, foreign, machines, network
+from cu_fleet.backends.libvirt import LibvirtVncBackend, checks, domain, machines, network, rest
 from cu_fleet.backends.libvirt.layout import Desk, Layout
 from cu_fleet.backends.libvirt.machines import Names
 from cu_fleet.guest import network as guest
@@ -299,7 +299,7 @@ def test_an_image_of_somebody_elses_gets_its_place_by_dhcp_and_reaches_the_world
 
 
 def _reaches_the_world(uri: str, image: Path) -> None:
-    foreign._REST = 5.0  # noqa: SLF001  # of a system that does nothing, that is long enough
+    rest._REST = 5.0  # noqa: SLF001  # of a system that does nothing, that is long enough
     profile = Profile.model_validate(
         {
             "name": "theirs",

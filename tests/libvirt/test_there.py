@@ -145,5 +145,4 @@ class TestThere(BackendBase):
         await asyncio.to_thread(drop, self.store / self.place.fleet)
 
     def profile(self) -> Profile:
-        words = {"screen": {"width": 1024, "height": 768}, "limits": {"memory": "768M"}}
-        return Profile.model_validate({"name": "contract", "backend": "libvirt", **words})
+        return Profile.model_validate({"name": "contract", "backend": "libvirt", "limits": {"memory": "768M"}})

@@ -24,7 +24,6 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 # The machine of the contract's cases, which is warm when they have run.
 MACHINE = """
 backend: libvirt
-screen: {width: 1024, height: 768}
 limits: {memory: 768M}
 reserve: 768M
 gates: none
