@@ -183,7 +183,7 @@ def settled(house: Home) -> bool:
 def test_many_leases_in_a_row_leave_the_engine_and_the_controller_as_they_were(
     house: Home, engine: PrivateDocker
 ) -> None:
-    """Forty here; two hundred were taken by hand with the same result."""
+    """Two dozen here, which leave nothing each; two hundred were taken by hand with the same result."""
     house.write_profile("small", f"{SMALL}warm: 2\n")
     controller = house.up()
 
@@ -215,7 +215,7 @@ def test_many_leases_in_a_row_leave_the_engine_and_the_controller_as_they_were(
             grown: dict[str, tuple[int, int]] = {}
             await some(8)
             before = await asyncio.to_thread(held)
-            assert len(await some(32)) == 32, "no desktop is handed out twice under one generation"
+            assert len(await some(16)) == 16, "no desktop is handed out twice under one generation"
 
             async def as_before() -> bool:
                 now = await asyncio.to_thread(held)
