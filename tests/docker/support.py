@@ -13,6 +13,7 @@ from cu_fleet.backends.docker import DockerBackend
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.profile import Profile
 from cu_fleet.testing.dockerd import PrivateDocker
+from tests.attempts import TRY
 from tests.support import run
 
 
@@ -99,26 +100,3 @@ def in_fleet(
             await fleet.end()
 
     run(with_fleet(), timeout)
-
-
-TRY = """
-import ctypes, errno, fcntl, json, os, socket, sys
-libc = ctypes.CDLL(None, use_errno=True)
-got = {}
-def attempt(name, work):
-    try:
-        got[name] = work()
-    except OSError as e:
-        got[name] = errno.errorcode.get(e.errno, str(e))
-def syscall(*args):
-    ctypes.set_errno(0)
-    result = libc.syscall(*args)
-    return errno.errorcode[ctypes.get_errno()] if result < 0 else "done"
-def unix(path):
-    with socket.socket(socket.AF_UNIX) as s:
-        s.connect(path)
-    return "connected"
-def tcp(host, port):
-    socket.create_connection((host, int(port)), 3).close()
-    return "connected"
-"""

@@ -15,37 +15,15 @@ import pytest
 from cu_fleet.backends.local import demands
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import FleetError
+from tests.attempts import KERNEL, TRY
 from tests.local.support import WHO, Fleet, in_fleet, left_of
 from tests.support import command_lines, until
 
 pytestmark = pytest.mark.real
 
-# Each attempt prints one line of JSON: what it got. An exception's name and errno count as what it got.
-_TRY = """
-import ctypes, errno, fcntl, json, os, pty, socket, sys, termios
-libc = ctypes.CDLL(None, use_errno=True)
-got = {}
-def attempt(name, work):
-    try:
-        got[name] = work()
-    except OSError as e:
-        got[name] = errno.errorcode.get(e.errno, str(e))
-def syscall(*args):
-    ctypes.set_errno(0)
-    result = libc.syscall(*args)
-    return errno.errorcode[ctypes.get_errno()] if result < 0 else "done"
-def unix(path):
-    with socket.socket(socket.AF_UNIX) as s:
-        s.connect(path)
-    return "connected"
-def tcp(host, port):
-    socket.create_connection((host, int(port)), 5).close()
-    return "connected"
-"""
-
 
 async def attempts(fleet: Fleet, handle: Handle, script: str, *args: str) -> dict[str, object]:
-    code, said = await fleet.python(handle, _TRY + script + "\nprint(json.dumps(got))", *args)
+    code, said = await fleet.python(handle, TRY + script + "\nprint(json.dumps(got))", *args)
     assert code == 0, said
     got: dict[str, object] = json.loads(said.splitlines()[-1])
     return got
@@ -231,7 +209,7 @@ attempt("writes", lambda: sorted({write(p) for p in ("/x", "/etc/x", "/etc/passw
 def test_what_cuts_across_namespaces_is_refused(who: str) -> None:
     async def body(fleet: Fleet) -> None:
         handle = await fleet.start()
-        got = await attempts(fleet, handle, _KERNEL)
+        got = await attempts(fleet, handle, KERNEL + _KERNEL)
         assert got == {
             "keyrings": ["ENOSYS", "ENOSYS", "ENOSYS"],
             "listed keys": "EACCES",
@@ -258,17 +236,6 @@ def test_what_cuts_across_namespaces_is_refused(who: str) -> None:
 
 
 _KERNEL = """
-import platform
-x86 = platform.machine() == "x86_64"
-attempt("keyrings", lambda: [syscall(250 if x86 else 219, 0, -3, 1), syscall(249 if x86 else 218, b"user", b"a", 0, 0),
-                             syscall(248 if x86 else 217, b"user", b"a", b"b", 1, -4)])
-attempt("listed keys", lambda: open("/proc/keys").read())
-attempt("VM sockets", lambda: socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) and "made")
-attempt("raw packets", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW) and "made")
-attempt("bpf", lambda: syscall(321 if x86 else 280, 0, 0, 0))
-attempt("perf", lambda: syscall(298 if x86 else 241, 0, 0, -1, -1, 0))
-attempt("io_uring", lambda: syscall(425, 1, 0))
-attempt("userfaultfd", lambda: syscall(323 if x86 else 282, 1))
 def sti():
     master, slave = pty.openpty()
     return fcntl.ioctl(slave, termios.TIOCSTI, b"x") or "pushed"
