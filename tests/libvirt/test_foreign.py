@@ -138,7 +138,6 @@ def test_both_backends_keep_to_their_own(tmp_path: Path) -> None:
 
 # a real one
 
-REST = 5.0  # of a system that does nothing, that is long enough
 UEFI: dict[str, Any] = {
     "screen": {"width": 1280, "height": 800},
     "limits": {"memory": "256M", "cpus": 1},
@@ -147,6 +146,14 @@ UEFI: dict[str, Any] = {
 MARK = "/sys/firmware/efi/efivars/Mark{}-12345678-1234-1234-1234-123456789abc"
 # TPM2_PCR_Extend of register 16, which software may use as it likes, by 32 zeros
 EXTEND = r"\x80\x02\0\0\0\x41\0\0\x01\x82\0\0\0\x10\0\0\0\x09\x40\0\0\x09\0\0\0\0\0\0\0\0\x01\0\x0b" + r"\0" * 32
+
+
+@pytest.fixture
+def folder(libvirtd: PrivateLibvirt, open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """For images and machines of the hypervisor that is there for whoever asks."""
+    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", libvirtd.uri)
+    monkeypatch.setattr(rest, "_REST", 5.0)  # of a system that does nothing, that is long enough
+    return open_folder
 
 
 @contextlib.asynccontextmanager
@@ -211,11 +218,9 @@ async def change(controller: Controller, of: LeaseView, word: str) -> str:
 @pytest.mark.real
 @pytest.mark.slow
 def test_one_runs_under_uefi_with_a_tpm_and_is_forked_saved_restored_and_rolled_back(
-    libvirtd: PrivateLibvirt, open_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", libvirtd.uri)
-    monkeypatch.setattr(rest, "_REST", REST)
-    image = tiny.make(open_folder)
+    image = tiny.make(folder)
 
     async def body() -> None:
         async with controlled(image, tmp_path, **UEFI) as controller:
@@ -260,7 +265,7 @@ def test_one_runs_under_uefi_with_a_tpm_and_is_forked_saved_restored_and_rolled_
             assert settings(controller, three) == set()
 
     run(body(), timeout=900)  # a machine that others share is many times slower
-    left = [words for words in command_lines().values() if str(open_folder) in words]
+    left = [words for words in command_lines().values() if str(folder) in words]
     assert left == [], "machines and TPMs have ended"
 
 
@@ -272,13 +277,9 @@ async def refuses(code: str, work: Awaitable[object]) -> None:
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_under_secure_boot_only_what_was_signed_runs(
-    libvirtd: PrivateLibvirt, open_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_under_secure_boot_only_what_was_signed_runs(folder: Path, tmp_path: Path) -> None:
     """Debian's own chain, with the keys of Microsoft; its loader is first offered a program that nobody signed."""
-    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", libvirtd.uri)
-    monkeypatch.setattr(rest, "_REST", REST)
-    image = tiny.make_signed(open_folder)
+    image = tiny.make_signed(folder)
     secure = UEFI | {"options": {"firmware": "uefi", "secure_boot": True, "hardware": "virtio"}}
 
     async def body() -> None:
@@ -346,11 +347,10 @@ async def _chunks(data: bytes) -> AsyncIterator[bytes]:
 @pytest.mark.real
 @pytest.mark.slow
 def test_one_runs_under_bios_and_its_guest_agent_is_asked_for_all_that_it_can_do(
-    libvirtd: PrivateLibvirt, open_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", libvirtd.uri)
     monkeypatch.setattr("cu_fleet.backends.libvirt.agent._SECONDS_TO_COME", 500.0)
-    image = tiny.make(open_folder, bios=True, agent=True)
+    image = tiny.make(folder, bios=True, agent=True)
 
     async def body() -> None:
         async with controlled(image, tmp_path, **BIOS) as controller:
