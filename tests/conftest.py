@@ -17,6 +17,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it 
 
 if TYPE_CHECKING:
     from cu_fleet.testing.postgres import PrivatePostgres
+    from tests.libvirt.image import MachineImage
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +27,14 @@ def postgres() -> "Iterator[PrivatePostgres]":
 
     with PrivatePostgres(need_programs()) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def machine_image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[MachineImage]":
+    """Here, and not with the tests of machines: it is built beside the containers' image."""
+    from tests.libvirt.image import MachineImage
+
+    wanted = any({"store", "libvirtd"} <= {*getattr(item, "fixturenames", ())} for item in request.session.items)
+    one = MachineImage(tmp_path_factory.mktemp("home"), wanted=wanted)
+    yield one
+    one.close()

@@ -9,16 +9,18 @@ from cu_fleet.backends.docker import images
 from cu_fleet.backends.docker.engine import Engine
 from cu_fleet.backends.docker.recipes import Recipe
 from cu_fleet.testing.dockerd import PrivateDocker, need_engine
+from tests.libvirt.image import MachineImage
 from tests.support import run
 
 
 @pytest.fixture(scope="session")
-def archive(request: pytest.FixtureRequest) -> Path:
+def archive(request: pytest.FixtureRequest, machine_image: MachineImage) -> Path:
     """The plain image's file system, built from packages; kept from run to run until its recipe changes."""
     assert request.config.cache
     folder = Path(request.config.cache.mkdir("desktop-image"))
     wanted = folder / f"{Recipe('desktop').digest('')}.tar"
     if not wanted.exists():
+        machine_image.begin()
         for old in folder.iterdir():
             old.unlink()
         partial = wanted.with_suffix(".partial")
