@@ -32,9 +32,20 @@ def archive(request: pytest.FixtureRequest, machine_image: MachineImage) -> Path
 @pytest.fixture(scope="session")
 def engine(archive: Path) -> Iterator[PrivateDocker]:
     need_engine()
-    with PrivateDocker() as one:
-        Engine(one.host).now(lambda api: images.load(api, "desktop", archive, print, tag="latest"))
-        yield one
+    yield from _with_image(PrivateDocker(), archive)
+
+
+@pytest.fixture(scope="package")
+def own_engine(archive: Path) -> Iterator[PrivateDocker]:
+    """One that a test may kill, and whose disk it may fill."""
+    need_engine()
+    yield from _with_image(PrivateDocker(room="1G"), archive)
+
+
+def _with_image(engine: PrivateDocker, archive: Path) -> Iterator[PrivateDocker]:
+    with engine:
+        Engine(engine.host).now(lambda api: images.load(api, "desktop", archive, print, tag="latest"))
+        yield engine
 
 
 def _built(engine: PrivateDocker, name: str) -> PrivateDocker:

@@ -3,14 +3,13 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from cu_fleet.backends import door
-from cu_fleet.backends.docker import house, images
+from cu_fleet.backends.docker import house
 from cu_fleet.backends.docker.disk import Counting
 from cu_fleet.backends.docker.engine import Engine
 from cu_fleet.model.errors import ConflictError, FleetError, UnavailableError
@@ -209,15 +208,6 @@ def test_an_engine_that_is_not_there_is_told(tmp_path: Path) -> None:
         asyncio.run(ask())
 
 
-@pytest.fixture(scope="module")
-def own_engine(archive: Path) -> Iterator[PrivateDocker]:
-    """One that a test may kill."""
-
-    with PrivateDocker() as one:
-        Engine(one.host).now(lambda api: images.load(api, "desktop", archive, print, tag="latest"))
-        yield one
-
-
 def test_an_engine_that_dies_and_comes_back_leaves_nothing_behind(own_engine: PrivateDocker, tmp_path: Path) -> None:
     async def body(fleet: Fleet) -> None:
         handle = await fleet.start()
@@ -367,7 +357,7 @@ def test_an_engine_killed_in_mid_save_and_mid_restore_offers_nothing_half(
     in_fleet(own_engine, tmp_path, body, timeout=240)
 
 
-def test_a_full_disk_is_told_and_takes_nobody_else_along(archive: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_told_and_takes_nobody_else_along(own_engine: PrivateDocker, tmp_path: Path) -> None:
     async def body(fleet: Fleet) -> None:
         one = await fleet.start("dk_1")
         assert "No space" in (await fleet.sh(one, "head -c 900M /dev/zero >big"))[1]
@@ -379,6 +369,4 @@ def test_a_full_disk_is_told_and_takes_nobody_else_along(archive: Path, tmp_path
         assert await fleet.sh(one, "rm big; echo room") == (0, "room\n")
         await fleet.start("dk_2")
 
-    with PrivateDocker(room="1G") as engine:
-        Engine(engine.host).now(lambda api: images.load(api, "desktop", archive, print, tag="latest"))
-        in_fleet(engine, tmp_path, body)
+    in_fleet(own_engine, tmp_path, body)

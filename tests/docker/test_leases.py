@@ -11,7 +11,6 @@ import pytest
 from docker import APIClient
 
 from cu_fleet import Fleet
-from cu_fleet.backends.docker import images
 from cu_fleet.backends.docker.engine import Engine
 from cu_fleet.testing.dockerd import PrivateDocker
 from tests.acceptance.home import Home, home, serving
@@ -37,12 +36,8 @@ def house(engine: PrivateDocker) -> Iterator[Home]:
 
 
 @pytest.fixture
-def house_of_its_own(archive: Path) -> Iterator[tuple[Home, PrivateDocker]]:
-    """With an engine that the test may kill."""
-    with PrivateDocker() as engine:
-        Engine(engine.host).now(lambda api: images.load(api, "desktop", archive, print, tag="latest"))
-        for one in _house(engine):
-            yield one, engine
+def mortal_house(own_engine: PrivateDocker) -> Iterator[Home]:
+    yield from _house(own_engine)
 
 
 def _house(engine: PrivateDocker) -> Iterator[Home]:
@@ -127,10 +122,8 @@ def test_a_request_hears_that_there_is_no_image(house: Home) -> None:
     assert b"cu-fleet image build none" in refused.stderr
 
 
-def test_an_engine_that_dies_ends_its_leases_and_serves_again(
-    house_of_its_own: tuple[Home, PrivateDocker],
-) -> None:
-    one, engine = house_of_its_own
+def test_an_engine_that_dies_ends_its_leases_and_serves_again(mortal_house: Home, own_engine: PrivateDocker) -> None:
+    one, engine = mortal_house, own_engine
     lease = acquire(one, "a")
     engine.stop()
     ended = run(until(lambda: over(one, lease["lease"]), timeout=60, every=0.2), timeout=90)
