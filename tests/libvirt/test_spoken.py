@@ -123,7 +123,9 @@ async def everything(backend: FarBackend, images: FarImages) -> None:
     process = await able.exec.exec(handle, ["sleep", "1000"])
     await process.kill()
     await process.wait()
-    await able.files.put(handle, "file", chunks([bytes(WINDOW // 2)]))
+    await able.files.put(
+        handle, "file", chunks([bytes(3 * WINDOW)])
+    )  # of which some must be read before the rest comes
     assert [chunk async for chunk in able.files.get(handle, "file")]
     await able.files.listing(handle)
     await able.files.remove(handle, "file")
