@@ -31,7 +31,7 @@ def postgres() -> "Iterator[PrivatePostgres]":
 
 @pytest.fixture(scope="session")
 def machine_image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[MachineImage]":
-    """Here, and not with the tests of machines: it is built beside the containers' image."""
+    """Here, and not with the tests of machines: it is built while others run."""
     from tests.libvirt.image import MachineImage
 
     wanted = any({"store", "libvirtd"} <= {*getattr(item, "fixturenames", ())} for item in request.session.items)
