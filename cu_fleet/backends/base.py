@@ -111,6 +111,14 @@ class Snapshots(Protocol):
         ...
 
 
+class Marks(Protocol):
+    """What proves a rollback: left in a desktop before, and gone afterwards. Where there are none, commands do it."""
+
+    async def leave(self, handle: Handle, name: str) -> None: ...
+
+    async def there(self, handle: Handle, name: str) -> bool: ...
+
+
 class Freeze(Protocol):
     async def freeze(self, handle: Handle) -> None: ...
 
@@ -226,6 +234,7 @@ class Abilities:
     """What a backend can do beyond the four verbs; None where it cannot."""
 
     snapshots: Snapshots | None = None
+    marks: Marks | None = None
     exec: Exec | None = None
     freeze: Freeze | None = None
     files: Files | None = None

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import partial
 
-from cu_fleet.backends.base import SCREEN_ANSWERS, Backend, Files, Spec
+from cu_fleet.backends.base import SCREEN_ANSWERS, Abilities, Backend, Files, Spec
 from cu_fleet.controller.actor import Actors
 from cu_fleet.controller.core import Core
 from cu_fleet.model.desktop import PROGRESS, Desktop, Handle
@@ -17,6 +17,7 @@ from cu_fleet.model.errors import BrokenError, FleetError, UnavailableError
 from cu_fleet.model.names import new_id
 from cu_fleet.stores.base import Tx
 
+_MARK = "/tmp/.cu-fleet-"  # noqa: S108 - the desktop's own /tmp; what follows is not to be guessed
 Emptying = Callable[[Desktop], Awaitable[None]]
 Proof = Callable[[Desktop], Coroutine[None, None, None]]
 
@@ -43,16 +44,14 @@ class Maker:
 
     async def plant(self, backend: Backend, desktop: Desktop) -> str | None:
         """Leave a file that a true rollback takes away. None where nothing can be left any more."""
-        abilities = self.core.abilities(desktop)
-        if abilities.exec is None or not desktop.handle:
+        abilities, name = self.core.abilities(desktop), new_id("cy")
+        if not desktop.handle:
             return None
-        path = "/tmp/.cu-fleet-" + new_id("cy")  # noqa: S108 - the desktop's own /tmp, and an unguessable name
         try:
             async with asyncio.timeout(2.0):
                 if desktop.frozen and abilities.freeze:
                     await abilities.freeze.thaw(desktop.handle)
-                process = await abilities.exec.exec(desktop.handle, ["touch", path])
-                return path if await process.wait() == 0 else None
+                return name if await _left(abilities, desktop.handle, name) else None
         except (FleetError, OSError, TimeoutError):
             return None  # it is too broken to take a file: nothing of it is kept but what the rollback proves itself
 
@@ -131,15 +130,28 @@ class Maker:
 
     async def _prove_gone(self, canary: str, desktop: Desktop) -> None:
         """A file left before is no more."""
-        ability = self.core.abilities(desktop).exec
-        assert ability
         async with asyncio.timeout(10.0):
-            process = await ability.exec(desktop.handle, ["test", "-e", canary])
-            if await process.wait() != 1:
+            if not await _gone(self.core.abilities(desktop), desktop.handle, canary):
                 raise BrokenError(
                     f"desktop {desktop.id} was said to be rolled back, but a file left before is still there",
                     code="not_rolled_back",
                 )
+
+
+async def _left(abilities: Abilities, handle: Handle, name: str) -> bool:
+    if abilities.marks:
+        await abilities.marks.leave(handle, name)
+        return True
+    if abilities.exec is None:
+        return False
+    return await (await abilities.exec.exec(handle, ["touch", _MARK + name])).wait() == 0
+
+
+async def _gone(abilities: Abilities, handle: Handle, name: str) -> bool:
+    if abilities.marks:
+        return not await abilities.marks.there(handle, name)
+    assert abilities.exec
+    return await (await abilities.exec.exec(handle, ["test", "-e", _MARK + name])).wait() == 1
 
 
 async def _nothing(desktop: Desktop) -> None:

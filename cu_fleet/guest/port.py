@@ -26,13 +26,15 @@ import sys
 import time
 from collections.abc import Callable
 
-from cu_fleet.guest import network
+from cu_fleet.guest import files, network
 from cu_fleet.guest.channel import RUN, Channel
 from cu_fleet.guest.frames import END, Frames, frame
 
 SETUP = "/run/cu-fleet-init"
 PORT = "/dev/virtio-ports/cu-fleet"
 OWN = "/run/cu-fleet-own"  # who this machine is
+MARKS = "/var/tmp"  # on the disk, and nobody's but who made a file there  # noqa: S108
+KNOWS = "pbsmt"  # what can be asked of the machine
 _VT_ACTIVATE, _VT_WAITACTIVE, _KDSETMODE, _KDSKBMODE = 0x5606, 0x5607, 0x4B3A, 0x4B45
 _GRAPHICS, _OFF, _VT = 1, 4, 7
 _GRACE = 0.2
@@ -56,6 +58,7 @@ class Port:
         self.fd, self.minded = fd, 0
         self.left: float | None = None  # when to see whether nobody has come back
         self.out = bytearray()
+        self.marks: set[str] = set()  # left in memory, too, which a rollback takes away as well
         self.heard = False  # whoever is at the other end has said hello
         self.random = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
 
@@ -87,7 +90,8 @@ class Port:
             change(self.fd, events)
 
     def state(self, **more: object) -> bytes:
-        return json.dumps({"asked": self.asked, "boot": self.boot, "stage": self.stage, **more}).encode()
+        known = {"asked": self.asked, "boot": self.boot, "stage": self.stage, "knows": KNOWS}
+        return json.dumps({**known, **more}).encode()
 
     def serve(self) -> None:
         self.flush()
@@ -144,9 +148,9 @@ class Port:
             self.send(frame(0, "h", body + b" " + self.state()))
         elif not self.heard:
             return
-        elif not channel and kind in "pb":
-            token, _, who = body.partition(b" ")
-            more = {"processes": processes()} if kind == "p" else self.become(json.loads(who))
+        elif not channel and kind in KNOWS:
+            token, _, about = body.partition(b" ")
+            more = self.answer(kind, about)
             self.asked = token.decode()
             self.send(frame(0, "p", self.state(**more)))
         elif channel:
@@ -154,6 +158,20 @@ class Port:
                 self.channels[channel] = Channel(self, channel)
             if known := self.channels.get(channel):
                 known.do(kind, body)
+
+    def answer(self, kind: str, about: bytes) -> dict[str, object]:
+        """No program is started for these, which takes long in a machine that is emulated and has just woken."""
+        if kind == "p":
+            return {"processes": processes()}
+        if kind == "b":
+            return self.become(json.loads(about))
+        if kind == "s":
+            return {"slot": files.few(self.home)}
+        path = f"{MARKS}/.cu-fleet-{about.decode()}"
+        if kind == "m":
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            self.marks.add(path)
+        return {"there": path in self.marks or os.path.lexists(path)}
 
     def become(self, who: dict[str, str]) -> dict[str, object]:
         """An identity of its own, for a machine that others woke up as, too: nothing that was one's name stays.

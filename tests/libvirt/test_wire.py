@@ -18,6 +18,7 @@ from cu_fleet.backends.libvirt.files import Files
 from cu_fleet.backends.libvirt.wire import wire
 from cu_fleet.guest import port
 from cu_fleet.guest.frames import frame
+from cu_fleet.model.desktop import Handle
 from cu_fleet.model.errors import FleetError, InvalidError, NotFoundError, UnavailableError
 from cu_fleet.testing.backend_base import chunks
 from tests.support import run, until
@@ -73,6 +74,14 @@ async def guest(folder: Path) -> AsyncIterator[Path]:
     finally:
         process.kill()
         process.wait()
+
+
+def files_of(path: Path) -> Files:
+    async def glance(_: Handle) -> object:
+        async with wire(path, "dk") as one:
+            return (await one.ask("s"))["slot"]
+
+    return Files(lambda _, argv: commands.on_files(path, "dk", argv), glance)
 
 
 def inside(folder: Path, body: Callable[[Path], Awaitable[None]]) -> None:
@@ -133,7 +142,7 @@ def test_files_go_in_and_out_whole_and_over_no_link(tmp_path: Path) -> None:
     async def body(path: Path) -> None:
         slot, handle = tmp_path / "Shared", {"desktop": "dk"}
         slot.mkdir()
-        files = Files(lambda _, argv: commands.on_files(path, "dk", argv))
+        files = files_of(path)
         data = os.urandom(700_000)
         assert await files.put(handle, "a/b", chunks([data[:9], data[9:]]), mode=0o640) == len(data)
         assert b"".join([chunk async for chunk in files.get(handle, "a/b")]) == data

@@ -14,7 +14,7 @@ import os
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cu_fleet.backends import door
 from cu_fleet.backends.base import (
@@ -77,9 +77,10 @@ class LibvirtBackend:
         self.tidying = Tidy(self.layout)
         self.abilities = Abilities(
             snapshots=_Snapshots(self),
+            marks=_Marks(self),
             exec=_Exec(self),
             freeze=_Freeze(self),
-            files=Files(self._files),
+            files=Files(self._files, self._glance),
             network=_Network(),
             logs=_Logs(self),
             meter=_Meter(self),
@@ -99,6 +100,14 @@ class LibvirtBackend:
     async def _files(self, handle: Handle, argv: list[str]) -> Process:
         desk = self.desk(handle)
         return await on_files(desk.port, desk.id, argv)
+
+    async def _glance(self, handle: Handle) -> object:
+        return (await self.ask(handle, "s")).get("slot")
+
+    async def ask(self, handle: Handle, kind: str, data: bytes = b"") -> dict[str, Any]:
+        desk = self.desk(handle)
+        async with wire(desk.port, desk.id) as one:
+            return await one.ask(kind, data)
 
     async def start(self, spec: Spec) -> AsyncGenerator[Handle, None]:
         desk = self.layout.desk(spec.desktop)
@@ -270,8 +279,7 @@ class _Snapshots(_Ability):
         desk, boot = self.backend.desk(handle), str(handle.get("boot"))
         made = await self.do(lambda api: self.backend.snapshots.save(api, desk, snapshot, boot))
         if not await self.do(lambda api: machines.is_paused(machines.must_run(api, desk))):
-            async with wire(desk.port, desk.id) as one:
-                await one.ask("b", awake())
+            await self.backend.ask(handle, "b", awake())
         return made
 
     async def restore(self, handle: Handle, spec: Spec) -> AsyncIterator[Handle]:
@@ -319,6 +327,16 @@ class _Snapshots(_Ability):
         return await asyncio.to_thread(self.backend.snapshots.saved)
 
 
+class _Marks(_Ability):
+    """Of root's in there, whom nobody of the desktop can become."""
+
+    async def leave(self, handle: Handle, name: str) -> None:
+        await self.backend.ask(handle, "m", name.encode())
+
+    async def there(self, handle: Handle, name: str) -> bool:
+        return (await self.backend.ask(handle, "t", name.encode())).get("there") is not False
+
+
 class _Exec(_Ability):
     async def exec(
         self,
@@ -340,8 +358,7 @@ class _Freeze(_Ability):
     async def thaw(self, handle: Handle) -> None:
         desk = self.backend.desk(handle)
         if await self.do(lambda api: _still(machines.must_run(api, desk), False)):
-            async with wire(desk.port, desk.id) as one:
-                await one.ask("b", awake())
+            await self.backend.ask(handle, "b", awake())
 
 
 def _still(domain: "virDomain", wanted: bool) -> bool:
@@ -371,8 +388,7 @@ class _Meter(_Ability):
     async def usage(self, handle: Handle) -> Usage:
         desk = self.backend.desk(handle)
         memory, seconds = await self.do(lambda api: machines.usage(machines.must_run(api, desk)))
-        async with wire(desk.port, desk.id) as one:
-            processes = (await one.ask("p")).get("processes")
+        processes = (await self.backend.ask(handle, "p")).get("processes")
         return Usage(memory, processes if isinstance(processes, int) else None, seconds)
 
 

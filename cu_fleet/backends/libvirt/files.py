@@ -4,14 +4,24 @@ import asyncio
 import contextlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any
 
 from cu_fleet.backends.base import FileInfo, Process
 from cu_fleet.backends.slot import MAX_LISTED, parts
 from cu_fleet.model.desktop import Handle
-from cu_fleet.model.errors import BrokenError, ConflictError, FleetError, InvalidError, NotFoundError, UnavailableError
+from cu_fleet.model.errors import (
+    BrokenError,
+    ConflictError,
+    FleetError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+    UnsupportedError,
+)
 
 Begin = Callable[[Handle, list[str]], Awaitable[Process]]
+Glance = Callable[[Handle], Awaitable[object]]
 _MOST_SAID = 16 << 20
 _SECONDS_TO_TIDY = 10.0
 _CLASSES: dict[str, type[FleetError]] = {
@@ -23,8 +33,9 @@ _CLASSES: dict[str, type[FleetError]] = {
 
 
 class Files:
-    def __init__(self, begin: Begin) -> None:
-        self._begin = begin
+    def __init__(self, begin: Begin, glance: Glance | None = None) -> None:
+        """`glance` says what lies at the top of the slot, without starting anything, if that is little."""
+        self._begin, self._glance = begin, glance
 
     async def put(self, handle: Handle, path: str, data: AsyncIterator[bytes], *, mode: int = 0o644) -> int:
         if not parts(path):
@@ -59,17 +70,16 @@ class Files:
             await process.kill()
 
     async def listing(self, handle: Handle, path: str = "") -> list[FileInfo]:
-        parts(path)
+        if not parts(path) and self._glance:
+            with contextlib.suppress(UnsupportedError):
+                if isinstance(few := await self._glance(handle), list):
+                    return _listed(few)
         process = await self._begin(handle, ["list", path])
         try:
             lines = (await self._said(process, path)).splitlines()
         finally:
             await process.kill()
-        try:
-            found = [FileInfo(*json.loads(line)) for line in lines[: MAX_LISTED + 1]]
-        except (ValueError, TypeError):
-            raise BrokenError("a desktop's list of files is nonsense", code="files_nonsense") from None
-        return [one for one in found if isinstance(one.path, str) and isinstance(one.size, int)]
+        return _listed(map(json.loads, lines[: MAX_LISTED + 1]))
 
     async def remove(self, handle: Handle, path: str) -> None:
         parts(path)
@@ -89,6 +99,14 @@ class Files:
                 raise BrokenError("a desktop's answer about its files has no end", code="files_nonsense")
         _judge(await process.wait(), said[2], path)
         return said[1].decode("utf-8", "replace")
+
+
+def _listed(said: Iterable[Sequence[Any]]) -> list[FileInfo]:
+    try:
+        found = [FileInfo(*words) for words in said]
+    except (ValueError, TypeError):
+        raise BrokenError("a desktop's list of files is nonsense", code="files_nonsense") from None
+    return [one for one in found if isinstance(one.path, str) and isinstance(one.size, int)]
 
 
 async def _give_up(process: Process) -> None:

@@ -1,17 +1,20 @@
 """Processes that belong to a machine, told by their command lines, and ended by us: libvirt knows nothing of some."""
 
+import ctypes
 import os
 import select
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cu_fleet.model.errors import UnavailableError
 
 _SECONDS_TO_END = 10.0
 _SECONDS_TO_DIE = 0.5
-_SECONDS_TO_GO = 0.05  # which its parent decides; libvirt looks again but a fifth of a second after it found a dead one
+_SECONDS_TO_GO = 0.5  # which its parent decides
+_PIDFD_GETFD = 438
 _GLANCE = 0.001
 
 
@@ -41,13 +44,32 @@ def _killed(process: Path, mark: bytes) -> bool:
     try:
         if mark not in (process / "cmdline").read_bytes():
             return False
-        signal.pidfd_send_signal(known, signal.SIGKILL)
-        ending = select.poll()
-        ending.register(known)
-        ending.poll(_SECONDS_TO_DIE * 1000)
+        with _kept_open(process, known):
+            signal.pidfd_send_signal(known, signal.SIGKILL)
+            ending = select.poll()
+            ending.register(known)
+            ending.poll(_SECONDS_TO_DIE * 1000)
+            until = time.monotonic() + _SECONDS_TO_GO
+            while process.exists() and time.monotonic() < until:
+                time.sleep(_GLANCE)
     finally:
         os.close(known)
-    until = time.monotonic() + _SECONDS_TO_GO
-    while process.exists() and time.monotonic() < until:
-        time.sleep(_GLANCE)
     return True
+
+
+@contextmanager
+def _kept_open(process: Path, known: int) -> Iterator[None]:
+    """Keep from hearing that it ended whoever is connected to it, until it is gone: libvirt would find it dead, but
+    there, and look again only a fifth of a second later.
+    """
+    held = []
+    for fd in list((process / "fd").iterdir()):
+        with suppress(OSError):
+            if str(fd.readlink()).startswith("socket:"):
+                held.append(ctypes.CDLL(None).syscall(_PIDFD_GETFD, known, int(fd.name), 0))
+    try:
+        yield
+    finally:
+        for one in held:
+            if one >= 0:  # or it may not be had
+                os.close(one)

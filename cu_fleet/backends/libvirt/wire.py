@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from cu_fleet.guest.frames import Frames, frame
-from cu_fleet.model.errors import BrokenError, FleetError, UnavailableError
+from cu_fleet.model.errors import BrokenError, FleetError, UnavailableError, UnsupportedError
 
 _SECONDS = 30.0  # for an answer that a working machine gives at once, be it emulated
 _TAKEN = 0.05  # seconds until the wire is tried again while another speaks
@@ -130,6 +130,8 @@ class Wire(asyncio.Protocol):
 
     async def ask(self, kind: str, data: bytes = b"") -> dict[str, Any]:
         """Have the machine say how it is, after it has done just this."""
+        if kind not in str(self.state.get("knows", "pb")):
+            raise UnsupportedError(f"desktop {self.desktop} is of an older kind, which cannot do this", code="old_port")
         token = secrets.token_hex(8)
         async with answer_in_time(self.desktop), self._asking:
             self.send(0, kind, token.encode() + b" " + data)
