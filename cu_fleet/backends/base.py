@@ -111,6 +111,14 @@ class Snapshots(Protocol):
         ...
 
 
+class Standing(Protocol):
+    """Programs of ours that stand ready in a desktop from its beginning, as they would take long to start."""
+
+    async def take(self, handle: Handle, program: str) -> Process | None:
+        """This one (what `python3 -I -c` would be given), if it stands ready: from now on it is the caller's."""
+        ...
+
+
 class Marks(Protocol):
     """What proves a rollback: left in a desktop before, and gone afterwards. Where there are none, commands do it."""
 
@@ -236,6 +244,7 @@ class Abilities:
     snapshots: Snapshots | None = None
     marks: Marks | None = None
     exec: Exec | None = None
+    standing: Standing | None = None
     freeze: Freeze | None = None
     files: Files | None = None
     lending: Lending | None = None

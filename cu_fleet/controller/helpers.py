@@ -3,7 +3,7 @@ began anew."""
 
 import asyncio
 
-from cu_fleet.backends.base import Exec
+from cu_fleet.backends.base import Exec, Process
 from cu_fleet.controller.core import Core
 from cu_fleet.controller.helper import Helper
 from cu_fleet.model.desktop import Desktop
@@ -25,11 +25,17 @@ class Helpers:
                 await helper.close()
             if (abilities := self.core.abilities(desktop)).exec is None or not abilities.helper:
                 raise cannot(desktop, "helper")
-            start = exec_of(self.core, desktop).exec(desktop.handle, ["/usr/bin/python3", "-I", "-c", self._source])
-            process = await self.core.bounded(start, "start the helper")
+            process = await self.core.bounded(self._begun(desktop), "start the helper")
             helper = Helper(process, desktop.id)
             self._running[desktop.id] = (desktop.boot, helper)
             return helper
+
+    async def _begun(self, desktop: Desktop) -> Process:
+        standing = self.core.abilities(desktop).standing
+        if standing and (ready := await standing.take(desktop.handle, self._source)):
+            return ready
+        argv = ["/usr/bin/python3", "-I", "-c", self._source]
+        return await exec_of(self.core, desktop).exec(desktop.handle, argv)
 
     async def forget(self, desktop_id: str) -> None:
         _, helper = self._running.pop(desktop_id, ("", None))

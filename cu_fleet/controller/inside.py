@@ -126,9 +126,9 @@ class Inside:
                 f'profile "{desktop.profile}" has no program "{name}" to launch; only {", ".join(offered) or "none"}',
                 code="not_launchable",
             )
-        argv = [*offered[name].command, *args]
+        argv, env = [*offered[name].command, *args], dict(self.core.profile(desktop.profile).env)
         facts: dict[str, object] = {"name": name, "args": list(args)}
-        return await self._do(who, lease.id, "launch", {"argv": argv}, facts=facts, intent=intent)
+        return await self._do(who, lease.id, "launch", {"argv": argv, "env": env}, facts=facts, intent=intent)
 
     async def _begun(self, desktop: Desktop, argv: Sequence[str]) -> dict[str, object]:
         """Started where no helper of ours can watch over it."""

@@ -8,7 +8,7 @@ controller is nothing but poking every desktop that does not rest.
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 
 from cu_fleet.backends.base import Backend
 from cu_fleet.controller.actor import Actors
@@ -37,7 +37,7 @@ class Keeper:
         self.evidence = evidence
         self.maker = Maker(core, actors)
         self.failures: Counter[str] = Counter()
-        self.forget_inside: Callable[[str], Awaitable[None]] = _nothing  # ends the desktop's helper
+        self.forget_inside: Callable[[str], Coroutine[None, None, None]] = _nothing  # ends the desktop's helper
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
         self._losses: dict[str, deque[tuple[float, str]]] = {}  # by desktop: when it lost its screen, and why
@@ -136,7 +136,6 @@ class Keeper:
             if self.core.ending and lease is None:
                 await self._move(desktop, Event.STOP)
                 return
-            await self.forget_inside(desktop.id)
             await actor.disconnect()
             begun = await self._move(desktop, Event.CLEAN, boot=new_id("bt"), frozen=False)
             self._losses.pop(desktop.id, None)
@@ -146,19 +145,22 @@ class Keeper:
     async def _last_traces(self, backend: Backend, desktop: Desktop, *, keep: bool) -> str | None:
         """Keep what is to be kept of a desktop, and leave what a true rollback takes away.
 
-        Both at once, as each takes a while; but planting lets a frozen one go on, and it is kept as it stands.
+        All at once, as each takes a while; but planting lets a frozen one go on, and it is kept as it stands.
         """
         actor = self.actors.of(desktop.id)
         if keep and desktop.frozen:
             await self.evidence.keep(desktop, actor)
         planting = asyncio.create_task(self.maker.plant(backend, desktop), name=f"plant {desktop.id}")
+        forgetting = asyncio.create_task(self.forget_inside(desktop.id), name=f"forget {desktop.id}")
         try:
             if keep and not desktop.frozen:
                 await self.evidence.keep(desktop, actor)
+            await forgetting
             return await planting
         finally:
-            planting.cancel()
-            await asyncio.wait([planting])
+            for one in (planting, forgetting):
+                one.cancel()
+            await asyncio.wait([planting, forgetting])
 
     async def _cleaned(self, begun: Desktop) -> None:
         """Clean and proved. If it changed hands meanwhile, it is cleaned once more, for whoever comes now."""

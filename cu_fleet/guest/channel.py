@@ -40,10 +40,25 @@ class Channel:
         self.closing = False
         self.outputs: dict[int, int] = {}
         self.room = {1: WINDOW, 2: WINDOW}
+        self.kept: list[tuple[str, bytes]] = []  # what it said while it was nobody's
         self.told = 0  # bytes of lines about it, of which there are few unless somebody has taken init's place
 
     def say(self, kind: str, data: bytes = b"") -> None:
-        self.port.send(frame(self.number, kind, data))
+        if self.number:
+            self.port.send(frame(self.number, kind, data))
+        else:
+            self.kept.append((kind, data))
+
+    def lives(self) -> bool:
+        """Whether one that is nobody's yet still runs."""
+        said = b"".join(data for kind, data in self.kept if kind == "l")
+        return said.startswith(b"pid ") and b"exit " not in said
+
+    def belong(self, number: int) -> None:
+        self.number = number
+        for kind, data in self.kept:
+            self.say(kind, data)
+        self.kept.clear()
 
     def begin(self, start: Callable[[list[int]], None]) -> None:
         """Start it with three pipes that the desktop's user may open anew."""

@@ -12,7 +12,7 @@ than a window is under way that its reader has not taken.
 """
 
 # By descriptors and plain names, as these are what is spoken of here:
-# ruff: noqa: PTH101, PTH102, PTH103, PTH104, PTH123, PTH208, PTH211
+# ruff: noqa: PTH101, PTH102, PTH103, PTH104, PTH110, PTH123, PTH208, PTH211
 
 import contextlib
 import fcntl
@@ -32,12 +32,13 @@ from cu_fleet.guest.frames import END, Frames, frame
 
 SETUP = "/run/cu-fleet-init"
 PORT = "/dev/virtio-ports/cu-fleet"
+POINTER = "@pointer@"  # in the X server's settings, for what is known only in here
 OWN = "/run/cu-fleet-own"  # who this machine is
 MARKS = "/var/tmp"  # on the disk, and nobody's but who made a file there  # noqa: S108
 KNOWS = "pbsmt"  # what can be asked of the machine
 _VT_ACTIVATE, _VT_WAITACTIVE, _KDSETMODE, _KDSKBMODE = 0x5606, 0x5607, 0x4B3A, 0x4B45
 _GRAPHICS, _OFF, _VT = 1, 4, 7
-_GRACE = 0.2
+_GRACE, _GLANCE = 0.2, 0.05
 _RESEED, _ADD_ENTROPY = 0x5207, 0x40085203
 _BEGIN = f"""exec 8<>{RUN}/status 9</dev/null >>{RUN}/log 2>&1 </dev/null
 umask 022
@@ -58,6 +59,8 @@ class Port:
         self.fd, self.minded = fd, 0
         self.left: float | None = None  # when to see whether nobody has come back
         self.out = bytearray()
+        self.standing: Channel | None = None  # a program that is ready, for whoever asks for it first
+        self.program = ""  # which one
         self.marks: set[str] = set()  # left in memory, too, which a rollback takes away as well
         self.heard = False  # whoever is at the other end has said hello
         self.random = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
@@ -90,7 +93,8 @@ class Port:
             change(self.fd, events)
 
     def state(self, **more: object) -> bytes:
-        known = {"asked": self.asked, "boot": self.boot, "stage": self.stage, "knows": KNOWS}
+        stands = self.program if self.standing and self.standing.lives() else ""
+        known = {"asked": self.asked, "boot": self.boot, "stage": self.stage, "knows": KNOWS, "stands": stands}
         return json.dumps({**known, **more}).encode()
 
     def serve(self) -> None:
@@ -153,11 +157,27 @@ class Port:
             more = self.answer(kind, about)
             self.asked = token.decode()
             self.send(frame(0, "p", self.state(**more)))
+        elif channel and kind == "H":
+            self.hand_over(channel, body.decode())
         elif channel:
             if channel not in self.channels and kind in "Rrf":
                 self.channels[channel] = Channel(self, channel)
             if known := self.channels.get(channel):
                 known.do(kind, body)
+
+    def stand_by(self, program: str, request: str) -> None:
+        """Have a program ready that takes seconds to begin where all is emulated: it is in the saved state, too."""
+        self.program, self.standing = program, Channel(self, 0)
+        self.standing.do("r", request.encode())
+        self.standing.feed(b'{"id": 0, "do": "hello"}\n')  # which connects it to the X server
+
+    def hand_over(self, number: int, program: str) -> None:
+        standing, self.standing = self.standing, None
+        self.send(frame(0, "p", self.state()))
+        if standing is None or not standing.lives() or program != self.program:
+            raise ValueError("no such program stands by")
+        self.channels[number] = standing
+        standing.belong(number)
 
     def answer(self, kind: str, about: bytes) -> dict[str, object]:
         """No program is started for these, which takes long in a machine that is emulated and has just woken."""
@@ -191,10 +211,12 @@ class Port:
             self.boot = who["boot"]
         return {"was": was}
 
-    def hear_of_desktop(self, status: int) -> None:
+    def hear_of_desktop(self, status: int, standing: list[str]) -> None:
         for line in os.read(status, 4096).decode(errors="replace").splitlines():
             if line.startswith(("screen ", "ready ")):
                 self.stage = line
+                if line.startswith("ready "):
+                    self.stand_by(*standing)
                 if self.heard:
                     self.send(frame(0, "p", self.state()))
 
@@ -255,6 +277,28 @@ def clear_console(uid: int) -> None:
         fcntl.ioctl(tty, request, value)
 
 
+def name_pointer() -> None:
+    """Tell the X server where its pointer is, which it then calls by another name; see `backends.libvirt.seed`."""
+    while (known := tablet()) is None:
+        time.sleep(_GLANCE)
+    with open(f"{SETUP}/xorg.conf", "r+") as f:
+        text = f.read().replace(POINTER, known)
+        f.seek(0)
+        f.write(text)
+        f.truncate()
+
+
+def tablet() -> str | None:
+    """Its file, once udev knows what it is."""
+    for name in os.listdir("/sys/class/input"):
+        if name.startswith("event"):
+            with open(f"/sys/class/input/{name}/device/name") as f, open(f"/sys/class/input/{name}/dev") as g:
+                called, number = f.read(), g.read().strip()
+            if "Tablet" in called and os.path.exists(f"/run/udev/data/c{number}"):
+                return f"/dev/input/{name}"
+    return None
+
+
 def over() -> None:
     """The desktop has ended; its last words are for whoever reads the machine's console."""
     for log in (f"{RUN}/Xorg.log", f"{RUN}/log"):
@@ -270,8 +314,9 @@ def main() -> None:
     identify(setup)
     if setup["network"]:
         network.bring_up_card()
+    name_pointer()
     status, desktop = bring_up(setup, setup["uid"])
     port = Port(setup, os.open(PORT, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
-    port.watch(status, select.POLLIN, lambda: port.hear_of_desktop(status))
+    port.watch(status, select.POLLIN, lambda: port.hear_of_desktop(status, setup["standing"]))
     port.watch(desktop, select.POLLIN, over)
     port.serve()

@@ -31,13 +31,14 @@ from cu_fleet.backends.base import (
     Usage,
 )
 from cu_fleet.backends.libvirt import carried, checks, disks, machines, network, snapshots
-from cu_fleet.backends.libvirt.command import on_files, run
+from cu_fleet.backends.libvirt.command import on_files, run, standing
 from cu_fleet.backends.libvirt.files import Files
 from cu_fleet.backends.libvirt.hypervisor import Hypervisor
 from cu_fleet.backends.libvirt.identity import awake, identity
 from cu_fleet.backends.libvirt.layout import Desk, Layout, fits_a_socket
 from cu_fleet.backends.libvirt.machines import Names
 from cu_fleet.backends.libvirt.options import options
+from cu_fleet.backends.libvirt.seed import digest
 from cu_fleet.backends.libvirt.snapshots import Snapshots
 from cu_fleet.backends.libvirt.telling import telling
 from cu_fleet.backends.libvirt.tidying import Tidy
@@ -61,8 +62,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _SECONDS_TO_WAKE = 120.0
 _DETACHED = f'exec setsid -f "$@" >>{RUN}/log 2>&1'
-# GTK 3 would take the tablet, for its name, for a touch screen, on which a drag selects nothing:
-_ENV = {"GDK_CORE_DEVICE_EVENTS": "1"}
 
 
 class LibvirtBackend:
@@ -79,6 +78,7 @@ class LibvirtBackend:
             snapshots=_Snapshots(self),
             marks=_Marks(self),
             exec=_Exec(self),
+            standing=_Standing(self),
             freeze=_Freeze(self),
             files=Files(self._files, self._glance),
             network=_Network(),
@@ -181,7 +181,7 @@ class LibvirtBackend:
             disks.overlay(desk.disk, base, uid)
         else:
             disks.copy(state.disk, desk.disk, uid)
-        snapshots.note(desk, state.kind, base, uid, {**_ENV, **spec.profile.env})
+        snapshots.note(desk, state.kind, base, uid, dict(spec.profile.env))
 
     async def _become(self, desk: Desk, spec: Spec, state: State) -> None:
         place = network.place(desk) if spec.profile.network == "full" else None
@@ -348,6 +348,12 @@ class _Exec(_Ability):
     ) -> Process:
         desk = self.backend.desk(handle)
         return await run(desk.port, desk.id, argv, {**snapshots.env_of(desk), **(env or {})}, cwd)
+
+
+class _Standing(_Ability):
+    async def take(self, handle: Handle, program: str) -> Process | None:
+        desk = self.backend.desk(handle)
+        return await standing(desk.port, desk.id, digest(program))
 
 
 class _Freeze(_Ability):

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 from cu_fleet.backends.door import asked
-from cu_fleet.backends.libvirt.wire import Wire, answer_in_time, give_back, take
+from cu_fleet.backends.libvirt.wire import Wire, answer_in_time, give_back, take, wire
 from cu_fleet.guest.frames import MOST, WINDOW
 from cu_fleet.model.errors import BrokenError, FleetError, UnavailableError
 
@@ -23,6 +23,15 @@ async def run(
 async def on_files(path: Path, desktop: str, argv: Sequence[str]) -> "Command":
     """What `cu_fleet.guest.files` does, as if it were a command."""
     return await _begun(path, desktop, json.dumps(argv).encode(), "f")
+
+
+async def standing(path: Path, desktop: str, program: str) -> "Command | None":
+    """The program that has stood ready since before the machine was saved, if it is this one and nobody has it yet."""
+    async with wire(path, desktop) as one:
+        if one.state.get("stands") == program:
+            with contextlib.suppress(UnavailableError):  # another may have been quicker
+                return await _begun(path, desktop, program.encode(), "H")
+    return None
 
 
 async def _begun(path: Path, desktop: str, body: bytes, kind: str) -> "Command":
