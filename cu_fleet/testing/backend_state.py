@@ -79,6 +79,8 @@ class SnapshotsContract(BackendBase):
             handle = await self.start(backend, spec)
             for name in ("changed", "deleted"):
                 await self.write(backend, handle, name, "as saved")
+            if marks := backend.abilities.marks:
+                await marks.leave(handle, "cy_saved")
             saved = await snapshots.save(handle, SNAPSHOT)
             assert saved.kind in ("disk", "memory")
             assert saved.size_bytes > 0
@@ -86,13 +88,19 @@ class SnapshotsContract(BackendBase):
             await self.write(backend, handle, "changed", "otherwise")
             await self.write(backend, handle, "new", "new")
             assert (await self.command(backend, handle, "rm", "deleted")).code == 0
+            if marks:
+                await marks.leave(handle, "cy_new")
+                assert [await marks.there(handle, name) for name in ("cy_saved", "cy_new")] == [True, True]
             handle = await self.restore(backend, handle, self.spec(desktop=spec.desktop, snapshot=SNAPSHOT))
             assert await self.read(backend, handle, "changed") == "as saved"
             assert await self.read(backend, handle, "deleted") == "as saved"
             assert await self.read(backend, handle, "new") is None
+            if marks:
+                assert [await marks.there(handle, name) for name in ("cy_saved", "cy_new")] == [True, False]
             handle = await self.restore(backend, handle, self.spec(desktop=spec.desktop))
             for name in ("changed", "deleted", "new"):
                 assert await self.read(backend, handle, name) is None, "clean is clean"
+            assert not marks or not await marks.there(handle, "cy_saved")
 
         self.run(body)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from cu_fleet.backends.libvirt.wire import wire
 from cu_fleet.guest import port
 from cu_fleet.guest.frames import frame
 from cu_fleet.model.desktop import Handle
-from cu_fleet.model.errors import FleetError, InvalidError, NotFoundError, UnavailableError
+from cu_fleet.model.errors import FleetError, InvalidError, NotFoundError, UnavailableError, UnsupportedError
 from cu_fleet.testing.backend_base import chunks
 from tests.support import run, until
 
@@ -51,6 +52,9 @@ def accept():
 threading.Thread(target=accept, daemon=True).start()
 outside = socket.socket(fileno=listener)
 one = port.Port({"uid": os.geteuid(), "boot": "bt_1", "home": sys.argv[2]}, -1)
+port.MARKS = sys.argv[2]
+script = "echo $$ >$0/standing; echo ready; exec cat"
+one.stand_by("this", init.pack([["run", ""], [], ["sh", "-c", script, sys.argv[2]]]).decode())
 def left_alone():
     one.reset(); link.close(); raise EOFError
 one.left_alone = left_alone
@@ -161,6 +165,87 @@ def test_files_go_in_and_out_whole_and_over_no_link(tmp_path: Path) -> None:
         assert list(slot.iterdir()) == []
 
     inside(tmp_path, body)
+
+
+def test_the_top_of_a_slot_is_told_whatever_is_in_it(tmp_path: Path) -> None:
+    async def body(path: Path) -> None:
+        slot, handle = tmp_path / "Shared", {"desktop": "dk"}
+        slot.mkdir()
+        files = files_of(path)
+        assert await files.listing(handle) == []
+        (slot / "odd\udcff\n").write_bytes(b"12345")
+        (slot / "link").symlink_to("/etc/passwd")
+        assert [(i.path, i.kind, i.size) for i in await files.listing(handle)] == [
+            ("link", "link", 11),
+            ("odd\\xff\n", "file", 5),
+        ]
+        for n in range(60):
+            (slot / str(n)).touch()
+        assert len(await files.listing(handle)) == 62, "more than what is told without a program"
+        slot.rename(tmp_path / "elsewhere")
+        slot.symlink_to("elsewhere")
+        with pytest.raises(FleetError):
+            await files.listing(handle)
+
+    inside(tmp_path, body)
+
+
+def test_a_mark_is_there_once_it_was_left(tmp_path: Path) -> None:
+    async def body(path: Path) -> None:
+        async with wire(path, "dk") as one:
+            assert (await one.ask("t", b"cy_1"))["there"] is False
+            await one.ask("m", b"cy_1")
+            with pytest.raises(UnavailableError, match="exists"):
+                await one.ask("m", b"cy_1")
+            (tmp_path / ".cu-fleet-cy_1").unlink()
+            (tmp_path / ".cu-fleet-cy_2").touch()
+            for name in (b"cy_1", b"cy_2"):
+                assert (await one.ask("t", name))["there"] is True, "in its memory, or on its disk"
+            assert (await one.ask("t", b"cy_3"))["there"] is False
+
+    inside(tmp_path, body)
+
+
+def test_one_of_an_older_kind_is_not_asked_what_it_does_not_know(tmp_path: Path) -> None:
+    async def body(path: Path) -> None:
+        async with wire(path, "dk") as one:
+            one.knows = "pb"
+            with pytest.raises(UnsupportedError):
+                await one.ask("m", b"cy_1")
+            assert (await one.ask("p"))["boot"] == "bt_1"
+
+    inside(tmp_path, body)
+
+
+def test_what_stands_ready_is_handed_over_once(tmp_path: Path) -> None:
+    async def body(path: Path) -> None:
+        await until(lambda: told_to_stand(path, "this"))
+        assert await commands.standing(path, "dk", "another") is None
+        async with wire(path, "dk") as one:  # as a wire that others keep open meanwhile
+            ready = await commands.standing(path, "dk", "this")
+            assert ready
+            assert await commands.standing(path, "dk", "this") is None
+            one.state["stands"] = "this"  # as it was when another was told
+            assert await commands.standing(path, "dk", "this") is None
+            code, out, _ = await ended(ready, b"and more")
+            assert (code, out.split(b"\n")[0], out.split(b"\n")[-1]) == (0, b"ready", b"and more")
+
+    inside(tmp_path, body)
+
+
+def test_what_stands_ready_and_has_ended_is_handed_to_nobody(tmp_path: Path) -> None:
+    async def body(path: Path) -> None:
+        await until(lambda: told_to_stand(path, "this"))
+        os.kill(int((tmp_path / "standing").read_text()), signal.SIGKILL)
+        await until(lambda: told_to_stand(path, ""))
+        assert await commands.standing(path, "dk", "this") is None
+
+    inside(tmp_path, body)
+
+
+async def told_to_stand(path: Path, program: str) -> bool:
+    async with wire(path, "dk") as one:
+        return bool(one.state["stands"] == program)
 
 
 async def broken() -> AsyncIterator[bytes]:

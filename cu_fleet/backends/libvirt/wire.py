@@ -41,6 +41,7 @@ class Wire(asyncio.Protocol):
     def __init__(self, desktop: str) -> None:
         self.desktop = desktop
         self.state: dict[str, Any] = {}
+        self.knows = "pb"  # what it can be asked at least
         self.news = asyncio.Event()  # set, and replaced, at every change of `state` and at the end
         self.lost: FleetError | None = None
         self.commands: WeakValueDictionary[int, Listener] = WeakValueDictionary()  # who drops one, ends it
@@ -82,7 +83,7 @@ class Wire(asyncio.Protocol):
             said = None
         if not isinstance(said, dict):
             return self.end(BrokenError(f"desktop {self.desktop} talks nonsense on its port", code="port_nonsense"))
-        self.state = said
+        self.state, self.knows = said, str(said.get("knows", self.knows))
         return self._wake()
 
     def _wake(self) -> None:
@@ -130,7 +131,7 @@ class Wire(asyncio.Protocol):
 
     async def ask(self, kind: str, data: bytes = b"") -> dict[str, Any]:
         """Have the machine say how it is, after it has done just this."""
-        if kind not in str(self.state.get("knows", "pb")):
+        if kind not in self.knows:
             raise UnsupportedError(f"desktop {self.desktop} is of an older kind, which cannot do this", code="old_port")
         token = secrets.token_hex(8)
         async with answer_in_time(self.desktop), self._asking:
