@@ -167,16 +167,20 @@ class Port:
 
     def stand_by(self, program: str, request: str) -> None:
         """Have a program ready that takes seconds to begin where all is emulated: it is in the saved state, too."""
-        self.program, self.standing = program, Channel(self, 0)
-        self.standing.do("r", request.encode())
-        self.standing.feed(b'{"id": 0, "do": "hello"}\n')  # which connects it to the X server
+        self.program, standing = program, Channel(self, 0)
+        try:
+            standing.do("r", request.encode())
+        except OSError:
+            return  # whoever wants it begins it
+        self.standing = standing
+        standing.feed(b'{"id": 0, "do": "hello"}\n')  # which connects it to the X server
 
     def hand_over(self, number: int, program: str) -> None:
-        standing, self.standing = self.standing, None
-        self.send(frame(0, "p", self.state()))
-        if standing is None or not standing.lives() or program != self.program:
+        standing = self.standing
+        if standing is None or not standing.lives() or program != self.program or number in self.channels:
             raise ValueError("no such program stands by")
-        self.channels[number] = standing
+        self.channels[number], self.standing = standing, None
+        self.send(frame(0, "p", self.state()))
         standing.belong(number)
 
     def answer(self, kind: str, about: bytes) -> dict[str, object]:
@@ -215,7 +219,7 @@ class Port:
         for line in os.read(status, 4096).decode(errors="replace").splitlines():
             if line.startswith(("screen ", "ready ")):
                 self.stage = line
-                if line.startswith("ready "):
+                if line.startswith("ready ") and not self.program:
                     self.stand_by(*standing)
                 if self.heard:
                     self.send(frame(0, "p", self.state()))

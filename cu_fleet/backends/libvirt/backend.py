@@ -14,7 +14,7 @@ import os
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cu_fleet.backends import door
 from cu_fleet.backends.base import (
@@ -66,6 +66,7 @@ _DETACHED = f'exec setsid -f "$@" >>{RUN}/log 2>&1'
 
 class LibvirtBackend:
     name = "libvirt"
+    env: ClassVar[Mapping[str, str]] = {}  # of all that is run inside
 
     def __init__(self, place: Place, uri: str | None = None, store: Path | None = None) -> None:
         """`uri` is the hypervisor to use, `store` where its machines' files lie; see `hypervisor` and `layout`."""
@@ -181,7 +182,7 @@ class LibvirtBackend:
             disks.overlay(desk.disk, base, uid)
         else:
             disks.copy(state.disk, desk.disk, uid)
-        snapshots.note(desk, state.kind, base, uid, dict(spec.profile.env))
+        snapshots.note(desk, state.kind, base, uid, {**self.env, **spec.profile.env})
 
     async def _become(self, desk: Desk, spec: Spec, state: State) -> None:
         place = network.place(desk) if spec.profile.network == "full" else None

@@ -18,7 +18,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from xml.etree import ElementTree
 
 from cu_fleet.backends.base import Abilities, Check, Endpoint, Place, Process, Saved, Spec, Usage
@@ -121,6 +121,8 @@ class ForeignTidy(Tidy):
 
 class LibvirtVncBackend(LibvirtBackend):
     name = FOREIGN
+    # GTK 3 would take the tablet, for its name, for a touch screen, on which a drag selects nothing:
+    env: ClassVar[Mapping[str, str]] = {"GDK_CORE_DEVICE_EVENTS": "1"}
 
     def __init__(self, place: Place, uri: str | None = None, store: Path | None = None) -> None:
         super().__init__(place, uri, store)

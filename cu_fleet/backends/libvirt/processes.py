@@ -63,10 +63,11 @@ def _kept_open(process: Path, known: int) -> Iterator[None]:
     there, and look again only a fifth of a second later.
     """
     held = []
-    for fd in list((process / "fd").iterdir()):
-        with suppress(OSError):
-            if str(fd.readlink()).startswith("socket:"):
-                held.append(ctypes.CDLL(None).syscall(_PIDFD_GETFD, known, int(fd.name), 0))
+    with suppress(OSError):  # whose descriptors are not ours to see just ends
+        for fd in (process / "fd").iterdir():
+            with suppress(FileNotFoundError):
+                if os.fspath(fd.readlink()).startswith("socket:"):
+                    held.append(ctypes.CDLL(None).syscall(_PIDFD_GETFD, known, int(fd.name), 0))
     try:
         yield
     finally:

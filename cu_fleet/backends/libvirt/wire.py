@@ -83,7 +83,8 @@ class Wire(asyncio.Protocol):
             said = None
         if not isinstance(said, dict):
             return self.end(BrokenError(f"desktop {self.desktop} talks nonsense on its port", code="port_nonsense"))
-        self.state, self.knows = said, str(said.get("knows", self.knows))
+        news = "asked" in said and said["asked"] == self.state.get("asked")  # beside the answer, which stays
+        self.state, self.knows = {**self.state, **said} if news else said, str(said.get("knows", self.knows))
         return self._wake()
 
     def _wake(self) -> None:
