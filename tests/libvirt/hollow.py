@@ -100,7 +100,9 @@ async def _refused(handle: Handle, argv: list[str]) -> Process:
 class Hollow(LibvirtBackend):
     def __init__(self, place: Place, uri: str | None = None, store: Path | None = None) -> None:
         super().__init__(place, uri, store)
-        self.abilities = replace(self.abilities, exec=None, files=_NoFiles(), logs=None, meter=None)
+        self.abilities = replace(
+            self.abilities, exec=None, standing=None, marks=None, files=_NoFiles(), logs=None, meter=None
+        )
 
     async def _prove_screen(self, desk: Desk, spec: Spec) -> None:
         """It is of another size until it was drawn once."""
