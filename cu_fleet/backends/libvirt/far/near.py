@@ -167,7 +167,7 @@ class FarBackend:
         self.name = like.name
         self.ask = Asking(host, place, like.name)
         own = {name: kind(self.ask) for name, kind in _ABILITIES.items() if getattr(like.abilities, name) is not None}
-        self.abilities = replace(like.abilities, lending=None, **own)
+        self.abilities = replace(like.abilities, lending=None, marks=None, standing=None, **own)
 
     async def start(self, spec: Spec) -> AsyncGenerator[Handle, None]:
         async with aclosing(self.ask.made("start", spec)) as made:
