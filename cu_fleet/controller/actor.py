@@ -176,9 +176,9 @@ class Actor:
             raise
 
     async def park_pointer(self) -> None:
-        """Put a fresh desktop's pointer where we know it, so that no server paints it into pictures."""
+        """Put a fresh desktop's pointer where we know it, so that no server paints it into the next picture."""
         if self._hands:
-            await self._hands.claim_pointer()
+            await self._hands.claim_pointer(last=False)
 
     async def mark(self, *, whole: bool) -> None:
         """Look before an action, so that a `wait_change` after it takes nothing older for its effect."""

@@ -147,15 +147,17 @@ class Hands:
                 await self.fingers.passage.arrived(_LIFTED)
         await self.fingers.lift_extra()
 
-    async def claim_pointer(self) -> None:
+    async def claim_pointer(self, *, last: bool = True) -> None:
         """Take over the pointer where it is thought to be (at first in the middle), with no button down.
 
         From then on it is known where it is, and the server keeps it out of pictures. It has to move for that: by one
-        pixel, and back.
+        pixel, and back. `last` is False for who looks right afterwards, and so waits for that anyway.
         """
         x, y = self.screen.pointer
-        for place in ((x - 1 if x else x + 1, y), (x, y)):
-            self.fingers.point(*place)
+        self.fingers.point(x - 1 if x else x + 1, y)
+        await self.screen.sync()
+        self.fingers.point(x, y)
+        if last:
             await self.screen.sync()
         self.fingers.new = False
 

@@ -1,10 +1,12 @@
 """Disks of machines: layers over what nobody writes to any more, made and measured by QEMU's own tool."""
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,25 @@ _SECONDS = 600
 
 def overlay(path: Path, base: Path, uid: int | None, kind: str = "qcow2") -> None:
     """A new disk that begins as `base`, which must not change as long as this one is used."""
-    _tool("create", "-q", "-f", "qcow2", "-F", kind, "-b", str(base), str(path))
+    try:
+        found = base.stat()
+        path.touch(0o600)
+        path.write_bytes(_fresh(base, kind, (found.st_ino, found.st_size, found.st_mtime_ns)))
+    except OSError as e:
+        raise _failed(
+            "the disk could not be made", f"{e.filename or path}: {e.strerror}", e.errno == errno.ENOSPC
+        ) from e
     give(path, uid)
+
+
+@lru_cache(8)
+def _fresh(base: Path, kind: str, known: tuple[int, int, int]) -> bytes:
+    """What such a disk is like, as long as the base is the same: it takes the tool longer to start than to make it."""
+    del known
+    with tempfile.TemporaryDirectory(prefix="cu-fleet-disk-") as folder:
+        path = Path(folder, "fresh")
+        _tool("create", "-q", "-f", "qcow2", "-F", kind, "-b", str(base), str(path))
+        return path.read_bytes()
 
 
 def flatten(top: Path, base: Path, target: Path) -> None:
@@ -74,8 +93,11 @@ def _run(command: list[str], what: str) -> str:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     if ended.returncode:
         said = (ended.stderr or ended.stdout).strip()
-        full = "No space left" in said
-        raise UnavailableError(
-            f"{what}: {said}", remedy="make room" if full else "", code="disk_full" if full else "disk_failed"
-        )
+        raise _failed(what, said, "No space left" in said)
     return ended.stdout
+
+
+def _failed(what: str, said: str, full: bool) -> UnavailableError:
+    return UnavailableError(
+        f"{what}: {said}", remedy="make room" if full else "", code="disk_full" if full else "disk_failed"
+    )
