@@ -11,6 +11,7 @@ from cu_fleet.backends.base import Backend
 from cu_fleet.backends.libvirt import LibvirtBackend
 from cu_fleet.backends.libvirt.layout import drop
 from cu_fleet.backends.libvirt.wire import wire
+from cu_fleet.controller.helper import SOURCE, Helper
 from cu_fleet.model.desktop import Handle
 from cu_fleet.model.profile import Profile
 from cu_fleet.testing import backend_base
@@ -29,6 +30,24 @@ world, outside, loopback = sys.argv[1:]
 print(json.dumps({"world": reaches(world, outside), "router": reaches("10.0.2.2", loopback),
     "loopback": reaches("127.0.0.1", loopback), "resolver": open("/etc/resolv.conf").read()}))
 """
+
+
+_DEVICES = """
+import ctypes, json
+gdk, pointer = ctypes.CDLL("libgdk-3.so.0"), ctypes.c_void_p
+class Listed(ctypes.Structure): pass
+Listed._fields_ = [("data", pointer), ("next", ctypes.POINTER(Listed))]
+gdk.gdk_display_get_default_seat.restype = gdk.gdk_display_get_default.restype = pointer
+gdk.gdk_seat_get_slaves.restype, gdk.gdk_device_get_name.restype = ctypes.POINTER(Listed), ctypes.c_char_p
+gdk.gdk_init(None, None)
+one = gdk.gdk_seat_get_slaves(pointer(gdk.gdk_display_get_default_seat(pointer(gdk.gdk_display_get_default()))), 15)
+found = []
+while one:
+    device, one = pointer(one.contents.data), one.contents.next
+    found.append([gdk.gdk_device_get_name(device).decode(), gdk.gdk_device_get_source(device)])
+print(json.dumps(found))
+"""
+_MOUSE = 0  # as GDK counts what devices are
 
 
 class TestLibvirt(BackendContract):
@@ -71,6 +90,32 @@ class TestLibvirt(BackendContract):
             said = (await self.command(backend, handle, "fc-cache", "--system-only", "--verbose")).out.decode()
             assert "/usr/share/fonts/truetype/dejavu: skipping" in said
             assert re.search(r"new cache contents: [1-9]\d* fonts", said) is None, said
+
+        self.run(body)
+
+    @backend_base.borrows
+    def test_gtk_takes_what_points_to_places_for_a_mouse(self) -> None:
+        """On a touch screen, which GTK tells by names, a drag would select nothing."""
+
+        async def body(backend: Backend) -> None:
+            handle = await self.borrow(backend)
+            devices = await self.python(backend, handle, _DEVICES)
+            assert ["mouse", _MOUSE] in devices
+            assert not [name for name, _ in devices if "Tablet" in name]
+
+        self.run(body)
+
+    def test_a_helper_stands_ready_for_the_first_who_asks(self) -> None:
+        async def body(backend: Backend) -> None:
+            handle, standing = await self.start(backend), backend.abilities.standing
+            assert standing
+            assert await standing.take(handle, SOURCE + "\n# of another version") is None
+            ready = await standing.take(handle, SOURCE)
+            assert ready
+            assert await standing.take(handle, SOURCE) is None
+            helper = Helper(ready, str(handle["desktop"]))
+            assert (await helper.call("hello", timeout=30))["manager"]
+            await helper.close()
 
         self.run(body)
 

@@ -1,6 +1,5 @@
 """Disks of machines: layers over what nobody writes to any more, made and measured by QEMU's own tool."""
 
-import errno
 import json
 import os
 import shutil
@@ -22,9 +21,7 @@ def overlay(path: Path, base: Path, uid: int | None, kind: str = "qcow2") -> Non
         path.touch(0o600)
         path.write_bytes(_fresh(base, kind, (found.st_ino, found.st_size, found.st_mtime_ns)))
     except OSError as e:
-        raise _failed(
-            "the disk could not be made", f"{e.filename or path}: {e.strerror}", e.errno == errno.ENOSPC
-        ) from e
+        raise _failed("the disk could not be made", f"{e.filename or path}: {e.strerror}") from e
     give(path, uid)
 
 
@@ -93,11 +90,12 @@ def _run(command: list[str], what: str) -> str:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     if ended.returncode:
         said = (ended.stderr or ended.stdout).strip()
-        raise _failed(what, said, "No space left" in said)
+        raise _failed(what, said)
     return ended.stdout
 
 
-def _failed(what: str, said: str, full: bool) -> UnavailableError:
+def _failed(what: str, said: str) -> UnavailableError:
+    full = "No space left" in said
     return UnavailableError(
         f"{what}: {said}", remedy="make room" if full else "", code="disk_full" if full else "disk_failed"
     )
