@@ -13,7 +13,7 @@ from cu_fleet.model.errors import UnavailableError
 
 _SECONDS_TO_END = 10.0
 _SECONDS_TO_DIE = 0.5
-_SECONDS_TO_GO = 0.5  # which its parent decides
+_SECONDS_TO_GO = 0.2  # which its parent decides
 _PIDFD_GETFD = 438
 _GLANCE = 0.001
 
