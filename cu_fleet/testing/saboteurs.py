@@ -12,6 +12,7 @@ before, or `after` the work is done; `VANISH` takes the desktop away first and t
 """
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
@@ -221,12 +222,16 @@ async def _wrong_screen() -> socket.socket:
 
 def _say_and_wait(sock: socket.socket, greeting: bytes) -> None:
     """Say all at once, and close when the other side does."""
-    sock.send(greeting)
     loop = asyncio.get_running_loop()
+    with contextlib.suppress(BrokenPipeError):  # it has closed already, which is heard below
+        sock.send(greeting)
 
-    def heard() -> None:
-        if not sock.recv(65536):
+    def hear() -> None:
+        heard = b""
+        with contextlib.suppress(ConnectionResetError):
+            heard = sock.recv(65536)
+        if not heard:
             loop.remove_reader(sock)
             sock.close()
 
-    loop.add_reader(sock, heard)
+    loop.add_reader(sock, hear)
