@@ -39,6 +39,7 @@ def test_a_device_that_opens_and_does_not_work_is_told_with_what_it_costs(
     assert all(not check.ok and "a second or two" in check.detail for check in said)
 
 
+@pytest.mark.real  # with libvirt's own package for Python
 def test_looking_starts_no_libvirt_for_a_user_who_has_no_machines(tmp_path: Path) -> None:
     class Untouched(Hypervisor):
         def _connection(self) -> Any:

@@ -13,6 +13,7 @@ from cu_fleet.testing.libvirtd import need_libvirtd
 from tests.acceptance.home import SOMEBODY, home
 
 
+@pytest.mark.real  # with libvirt's own package for Python
 @pytest.mark.parametrize("uri", ["qemu+ssh://there/system", "qemu://there/system", "xen:///system", "test:///default"])
 def test_a_hypervisor_elsewhere_is_refused(uri: str) -> None:
     with pytest.raises(UnsupportedError, match="not QEMU on this machine") as caught:
