@@ -9,9 +9,12 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from cu_fleet.backends.base import Place
+from cu_fleet.backends.libvirt import LibvirtBackend
 from cu_fleet.backends.libvirt import command as commands
 from cu_fleet.backends.libvirt import wire as wires
 from cu_fleet.backends.libvirt.command import Command
@@ -213,6 +216,33 @@ def test_one_of_an_older_kind_is_not_asked_what_it_does_not_know(tmp_path: Path)
             with pytest.raises(UnsupportedError):
                 await one.ask("m", b"cy_1")
             assert (await one.ask("p"))["boot"] == "bt_1"
+
+    inside(tmp_path, body)
+
+
+def test_one_of_an_older_kind_is_marked_by_commands_which_see_what_a_newer_one_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cu_fleet.backends.libvirt.backend.MARKS", str(tmp_path))
+    backend = LibvirtBackend(Place(tmp_path, "f"), "qemu:///system", tmp_path)
+    marks = backend.abilities.marks
+    assert marks
+
+    async def refused(*_: object) -> object:
+        raise UnsupportedError("of an older kind", code="old_port")
+
+    async def body(path: Path) -> None:
+        desk = SimpleNamespace(id="dk", port=path)
+        monkeypatch.setattr(backend, "desk", lambda _: desk)
+        monkeypatch.setattr(backend, "ask", refused)
+        handle: Handle = {"desktop": "dk"}
+        assert not await marks.there(handle, "cy_1")
+        await marks.leave(handle, "cy_1")
+        assert await marks.there(handle, "cy_1")
+        (tmp_path / ".cu-fleet-cy_1").unlink()
+        assert not await marks.there(handle, "cy_1")
+        with pytest.raises(UnsupportedError):
+            await marks.leave(handle, "none/cy_2")
 
     inside(tmp_path, body)
 
